@@ -1,0 +1,1 @@
+"""Speed, measured side by side: one process a runtime, taking turns, so that a drifting machine hurts all alike."""

@@ -1,0 +1,55 @@
+"""How our programs are compiled: what suits this network on each backend, and a cache that outlives the process."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""XLA's YNNPACK fusions off: with them ResNet's convolutions are slower on CPU (measured by `rtdetrv2 benchmark`)."""
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options for `jax.jit` that make this network faster on the default backend; none that its compiler lacks."""
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=dict(_CPU_OPTIONS))(0).block_until_ready()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return dict(_CPU_OPTIONS)
+
+
+def enable_persistent_cache() -> Path | None:
+    """Keeps compiled programs in the user's cache folder, unless a cache is set or switched off already.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+
+    Returns:
+        The folder in use, or None where there is none.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = user_cache_folder() / "xla"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a home that can't be written to is no reason not to detect
+            return None
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return Path(jax.config.jax_compilation_cache_dir)
+
+
+def user_cache_folder() -> Path:
+    """Where this system keeps what can be made again: `XDG_CACHE_HOME`, ~/Library/Caches or %LOCALAPPDATA%."""
+    if sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "rtdetrv2_jax"
