@@ -1,0 +1,1 @@
+"""What training minimises: matching, losses, denoising. Knows arrays, never the model."""
