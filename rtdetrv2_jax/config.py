@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 class BackboneConfig:
     """ResNet-vd. `widths` are the channels that come out of the four stages; the last three feed the encoder.
 
-    `batch_norm` is "frozen" where the statistics and the affine part are constants in training, "live" where they learn.
+    `batch_norm` is "frozen" where statistics and affine part are constants in training, "live" where they learn.
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -29,7 +29,9 @@ class BackboneConfig:
         """Checks what the network takes for granted."""
         faults = []
         if len(self.depths) != 4 or len(self.widths) != 4:
-            faults.append(f"a backbone has four stages: depths {self.depths} and widths {self.widths} need four numbers")
+            faults.append(
+                f"a backbone has four stages: depths {self.depths} and widths {self.widths} need four numbers"
+            )
         if self.stem_width % 2:
             faults.append(f"stem_width must be even (its first convolutions are half as wide), not {self.stem_width}")
         if self.block == "bottleneck" and any(width % 4 for width in self.widths):
@@ -123,7 +125,9 @@ class ModelConfig:
 
     def without_later_layers(self) -> "ModelConfig":
         """The same network without the decoder layers behind its answer."""
-        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, layers=self.decoder.inference_layers))
+        return dataclasses.replace(
+            self, decoder=dataclasses.replace(self.decoder, layers=self.decoder.inference_layers)
+        )
 
     def inference_form(self) -> "ModelConfig":
         """The same network without what only training uses: later decoder layers and the label embedding."""
@@ -155,16 +159,18 @@ def _raise(faults: list[str]) -> None:
 
 
 # The spelling of the published checkpoints.
-COCO_CLASS_NAMES = tuple(
-    (
-        "person,bicycle,car,motorbike,aeroplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
-        "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
-        "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,"
-        "wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,"
-        "chair,sofa,pottedplant,bed,diningtable,toilet,tvmonitor,laptop,mouse,remote,keyboard,cell phone,microwave,oven,"
-        "toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-    ).split(",")
+# fmt: off
+COCO_CLASS_NAMES = (
+    "person", "bicycle", "car", "motorbike", "aeroplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "sofa", "pottedplant", "bed", "diningtable", "toilet",
+    "tvmonitor", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
+# fmt: on
 
 
 def _row(depth: int, *, layers: int, expansion: float, **decoder: object) -> ModelConfig:

@@ -153,9 +153,7 @@ class Detector:
             results.append(found.result)
         return results
 
-    def stream(
-        self, sources: Iterable[ImageSource], *, threshold: Threshold = DEFAULT_THRESHOLD
-    ) -> Iterator[Found]:
+    def stream(self, sources: Iterable[ImageSource], *, threshold: Threshold = DEFAULT_THRESHOLD) -> Iterator[Found]:
         """What is in each image, in order, as soon as its batch is done; an image that can't be read does not stop it.
 
         Images are read ahead in threads while the network works. No more than a few batches are held in memory.

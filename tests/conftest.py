@@ -1,4 +1,4 @@
-"""What every test runs under: eight fake devices, strict promotion, checked shapes, and the reference data if it is there."""
+"""What every test runs under: eight fake devices, strict promotion, checked shapes; and what many of them use."""
 
 import os
 from pathlib import Path
@@ -21,3 +21,26 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference data, and {folder} is not there (RTDETRV2_SHARED names another place)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A whole network, as small as one can be: two decoder layers, widths that differ everywhere."""
+    from rtdetrv2_jax.config import BackboneConfig, DecoderConfig, EncoderConfig, ModelConfig
+
+    return ModelConfig(
+        backbone=BackboneConfig(
+            block="basic", depths=(1, 1, 1, 1), stem_width=8, widths=(8, 12, 16, 20), batch_norm="live"
+        ),
+        encoder=EncoderConfig(width=32, ffn_width=48, heads=4, expansion=0.5),
+        decoder=DecoderConfig(width=24, ffn_width=40, heads=2, layers=2, queries=20, points=(2, 3, 1)),
+        class_names=("ant", "bee", "cat", "dog", "eel"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config):
+    """The small network with well-spread random numbers."""
+    from rtdetrv2_jax.weights.untrained import untrained_model
+
+    return untrained_model(tiny_config)

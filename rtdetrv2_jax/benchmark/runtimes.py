@@ -75,7 +75,9 @@ def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:
             np.full((batch, 2), SIDE, np.int32),
         )
     )
-    logits = jax.jit(lambda model, x: model(x).logits)(detector.model, jnp.asarray(_pixels(images[0])[None]) / jnp.float32(255))
+    logits = jax.jit(lambda model, x: model(x).logits)(
+        detector.model, jnp.asarray(_pixels(images[0])[None]) / jnp.float32(255)
+    )
     return Loaded(
         device=lambda: jax.block_until_ready(detector.run(*inputs)),
         whole=lambda: detector(list(images)),
@@ -102,7 +104,12 @@ def load_transformers(folder: Path, *, dtype: str, batch: int) -> Loaded:
             return model(pixel_values=inputs).logits
 
     encoded = [picture()] * batch
-    return Loaded(device, whole, _best_scores(device().float().numpy()), f"transformers {_version('transformers')}, torch {torch.__version__}")
+    return Loaded(
+        device,
+        whole,
+        _best_scores(device().float().numpy()),
+        f"transformers {_version('transformers')}, torch {torch.__version__}",
+    )
 
 
 def load_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded:
@@ -124,7 +131,9 @@ def load_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded:
 
     with tempfile.TemporaryDirectory() as temporary:
         path = str(Path(temporary) / "model.onnx")
-        torch.onnx.export(Answer(), (torch.from_numpy(inputs),), path, dynamo=False, opset_version=17, input_names=["x"])
+        torch.onnx.export(
+            Answer(), (torch.from_numpy(inputs),), path, dynamo=False, opset_version=17, input_names=["x"]
+        )
         session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     encoded = [picture()] * batch
 
@@ -135,7 +144,12 @@ def load_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded:
         return np.take_along_axis(scores, best, 1), np.take_along_axis(boxes, best[..., None] // logits.shape[2], 1)
 
     logits = session.run(None, {"x": inputs})[0]
-    return Loaded(lambda: session.run(None, {"x": inputs}), whole, _best_scores(np.asarray(logits)), f"onnxruntime {_version('onnxruntime')}")
+    return Loaded(
+        lambda: session.run(None, {"x": inputs}),
+        whole,
+        _best_scores(np.asarray(logits)),
+        f"onnxruntime {_version('onnxruntime')}",
+    )
 
 
 LOADERS = {"jax": load_jax, "transformers": load_transformers, "onnxruntime": load_onnxruntime}

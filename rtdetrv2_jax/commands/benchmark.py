@@ -1,7 +1,7 @@
 """`rtdetrv2 benchmark`: how fast the network is here, beside other runtimes where they are installed.
 
-Every runtime has a process of its own and takes its turn in every round, so that ratios hold on a noisy machine. "device"
-is the network alone on an input that is there already; "whole" is the way from JPEG bytes to boxes.
+Every runtime has a process of its own and takes its turn in every round, so that ratios hold on a noisy machine.
+"device" is the network alone on an input that is there already; "whole" is the way from JPEG bytes to boxes.
 """
 
 import argparse
@@ -97,7 +97,18 @@ def _model(name: str) -> RTDETRv2:
 
 def _table(measured: list[Measured]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("runtime", "batch", "ready s", "device p50 ms", "p90", "ratio", "whole p50 ms", "p90", "ratio", "images/s"):
+    for title in (
+        "runtime",
+        "batch",
+        "ready s",
+        "device p50 ms",
+        "p90",
+        "ratio",
+        "whole p50 ms",
+        "p90",
+        "ratio",
+        "images/s",
+    ):
         table.add_column(title, justify="left" if title == "runtime" else "right")
     for one in measured:
         ours = next(other for other in measured if other.batch == one.batch)

@@ -20,7 +20,9 @@ from rtdetrv2_jax.weights.untrained import untrained_model
 
 SIDE = 320
 MODEL = ModelConfig(
-    backbone=BackboneConfig(block="basic", depths=(1, 1, 1, 1), stem_width=16, widths=(16, 32, 64, 128), batch_norm="live"),
+    backbone=BackboneConfig(
+        block="basic", depths=(1, 1, 1, 1), stem_width=16, widths=(16, 32, 64, 128), batch_norm="live"
+    ),
     encoder=EncoderConfig(width=64, ffn_width=128, expansion=0.5),
     decoder=DecoderConfig(width=64, ffn_width=128, layers=3, queries=100),
     class_names=tuple(CLASS_NAMES),

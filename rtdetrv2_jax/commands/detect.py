@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -111,7 +110,7 @@ def parse_threshold(values: list[str]) -> Threshold:
             named[name] = score
         else:
             common.append(score)
-    if named and common or len(common) > 1:
+    if (named and common) or len(common) > 1:
         raise ConfigError("--threshold: give one number for all classes, or NAME=NUMBER for some of them")
     return named or (common[0] if common else DEFAULT_THRESHOLD)
 
@@ -139,7 +138,7 @@ def write_json(records: list[dict[str, Any]], destination: str) -> None:
         return
     partial = f"{destination}.partial"
     Path(partial).write_text(text, encoding="utf-8")
-    os.replace(partial, destination)
+    Path(partial).replace(destination)
 
 
 class _Saver:

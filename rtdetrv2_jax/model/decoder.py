@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from rtdetrv2_jax.arrays import Memory, Prediction, Queries
 from rtdetrv2_jax.config import ModelConfig
 from rtdetrv2_jax.model.deformable_attention import DeformableAttention
-from rtdetrv2_jax.model.layers import MLP, SelfAttention, layer_norm, linear, xavier
+from rtdetrv2_jax.model.layers import MLP, LayerNorm, SelfAttention, linear, xavier
 from rtdetrv2_jax.model.query_selection import box_head, class_head
 from rtdetrv2_jax.ops.boxes import inverse_sigmoid
 
@@ -39,11 +39,11 @@ class Decoder(nnx.Module):
         x, reference = queries.content, jax.nn.sigmoid(queries.boxes_logits)
         previous = reference
         predictions = []
-        for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
+        for layer, classify, correct in zip(self.layers, self.class_heads, self.box_heads, strict=True):
             x = layer(x, self.positions(reference.astype(x.dtype)), boxes=reference, memory=memory, mask=mask)
-            correction = box_head(x).astype(jnp.float32)
+            correction = correct(x).astype(jnp.float32)
             boxes = jax.nn.sigmoid(correction + inverse_sigmoid(previous))
-            predictions.append(Prediction(class_head(x).astype(jnp.float32), boxes))
+            predictions.append(Prediction(classify(x).astype(jnp.float32), boxes))
             previous = jax.nn.sigmoid(correction + inverse_sigmoid(reference))
             reference = jax.lax.stop_gradient(previous)
         return tuple(predictions)
@@ -55,12 +55,12 @@ class DecoderLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width, hidden, epsilon = config.decoder.width, config.decoder.ffn_width, config.layer_norm_epsilon
         self.self_attention = SelfAttention(width, config.decoder.heads, dtype=dtype, rngs=rngs)
-        self.self_attention_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.self_attention_norm = LayerNorm(width, epsilon=epsilon)
         self.cross_attention = DeformableAttention(config.decoder, dtype=dtype, rngs=rngs)
-        self.cross_attention_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.cross_attention_norm = LayerNorm(width, epsilon=epsilon)
         self.expand = linear(width, hidden, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.contract = linear(hidden, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.output_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.output_norm = LayerNorm(width, epsilon=epsilon)
 
     def __call__(
         self,

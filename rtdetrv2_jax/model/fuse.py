@@ -1,4 +1,4 @@
-"""The inference form of a model: every normalisation folded into the convolution before it, training's parts dropped."""
+"""The inference form of a model: normalisations folded into convolutions, training's parts dropped."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +38,9 @@ def fold_block(block: RepVGGBlock) -> Conv:
     """The one 3x3 convolution that does what the block's two do."""
     kernel, bias = _folded(block.wide)
     narrow_kernel, narrow_bias = _folded(block.narrow)
-    return Conv(kernel.at[1, 1].add(narrow_kernel[0, 0]), bias + narrow_bias, like=block.wide.conv, activation=block.activation)
+    return Conv(
+        kernel.at[1, 1].add(narrow_kernel[0, 0]), bias + narrow_bias, like=block.wide.conv, activation=block.activation
+    )
 
 
 def _folded(layer: ConvNorm) -> tuple[Float[Array, "r r c_in c_out"], Float[Array, "c_out"]]:

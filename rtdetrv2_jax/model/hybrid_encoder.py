@@ -11,9 +11,9 @@ from rtdetrv2_jax.model.layers import (
     Activation,
     BatchNorm,
     ConvNorm,
+    LayerNorm,
     SelfAttention,
     identity,
-    layer_norm,
     linear,
 )
 from rtdetrv2_jax.ops.positions import sine_positions
@@ -90,10 +90,10 @@ class EncoderLayer(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width, hidden, epsilon = config.encoder.width, config.encoder.ffn_width, config.layer_norm_epsilon
         self.attention = SelfAttention(width, config.encoder.heads, dtype=dtype, rngs=rngs)
-        self.attention_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.attention_norm = LayerNorm(width, epsilon=epsilon)
         self.expand = linear(width, hidden, dtype=dtype, rngs=rngs)
         self.contract = linear(hidden, width, dtype=dtype, rngs=rngs)
-        self.output_norm = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.output_norm = LayerNorm(width, epsilon=epsilon)
 
     def __call__(self, x: Float[Array, "b s d"], positions: Float[Array, "1 s d"]) -> Float[Array, "b s d"]:
         """The tokens after attention and perceptron."""

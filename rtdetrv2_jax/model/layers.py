@@ -1,5 +1,6 @@
 """The parts that every box of the figure is made of: convolutions with their norms, perceptrons, attention."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -47,9 +48,21 @@ def linear(
     return nnx.Linear(inputs, outputs, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(width: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer normalisation; its mean and variance are float32 whatever the compute type."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+class LayerNorm(nnx.Module):
+    """Layer normalisation; mean and variance are float32 whatever the compute type."""
+
+    def __init__(self, width: int, *, epsilon: float) -> None:
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """`x`, normalised over its last axis."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normalised = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normalised * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -124,7 +137,12 @@ class Conv(nnx.Module):
     """
 
     def __init__(
-        self, kernel: Float[Array, "r r c_in c_out"], bias: Float[Array, "c_out"], *, like: nnx.Conv, activation: Activation
+        self,
+        kernel: Float[Array, "r r c_in c_out"],
+        bias: Float[Array, "c_out"],
+        *,
+        like: nnx.Conv,
+        activation: Activation,
     ) -> None:
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(bias)
@@ -134,7 +152,9 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         """`x`, convolved and activated."""
-        return self.activation(convolve(x, self.kernel[...], strides=self.strides, dtype=self.dtype) + self.bias[...].astype(x.dtype))
+        return self.activation(
+            convolve(x, self.kernel[...], strides=self.strides, dtype=self.dtype) + self.bias[...].astype(x.dtype)
+        )
 
 
 class ConvNorm(nnx.Module):
@@ -185,7 +205,7 @@ class MLP(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.layers = nnx.List(
             [linear(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs) for inputs, outputs in pairs[:-1]]
             + [linear(*pairs[-1], kernel_init=last or kernel_init, bias_init=last, dtype=dtype, rngs=rngs)]
@@ -217,12 +237,13 @@ class SelfAttention(nnx.Module):
         """What each element gathers; `positions` are added to queries and keys, not to values."""
         split = (*x.shape[:2], self.heads, -1)
         located = x + positions
-        gathered = jax.nn.dot_product_attention(
-            self.query(located).reshape(split),
-            self.key(located).reshape(split),
-            self.value(x).reshape(split),
-            mask=None if mask is None else mask[:, None],
-        )
+        queries, keys = self.query(located).reshape(split), self.key(located).reshape(split)
+        logits = jnp.einsum("bqne,bsne->bnqs", queries, keys, preferred_element_type=jnp.float32)
+        logits *= queries.shape[-1] ** -0.5
+        if mask is not None:
+            logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        gathered = jnp.einsum("bnqs,bsne->bqne", weights, self.value(x).reshape(split))
         return self.output(gathered.reshape(x.shape))
 
 

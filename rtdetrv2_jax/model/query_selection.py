@@ -5,11 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import DTypeLike
 
 from rtdetrv2_jax.arrays import Memory, Prediction, Pyramid, Queries, Selection
 from rtdetrv2_jax.config import ModelConfig
-from rtdetrv2_jax.model.layers import MLP, BatchNorm, ConvNorm, identity, layer_norm, linear, xavier
+from rtdetrv2_jax.model.layers import MLP, BatchNorm, ConvNorm, LayerNorm, identity, linear, xavier
 from rtdetrv2_jax.ops.positions import anchors
 
 PRIOR_PROBABILITY = 0.01
@@ -54,7 +54,7 @@ class QuerySelection(nnx.Module):
         width = config.decoder.width
         self.queries = config.decoder.queries
         self.output = linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.output_norm = layer_norm(width, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        self.output_norm = LayerNorm(width, epsilon=config.layer_norm_epsilon)
         self.class_head = class_head(config, dtype=dtype, rngs=rngs)
         self.box_head = box_head(config, dtype=dtype, rngs=rngs)
 

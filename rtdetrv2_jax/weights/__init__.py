@@ -1,0 +1,1 @@
+"""Checkpoints: where they lie, how they are read, and what their tensors are called."""

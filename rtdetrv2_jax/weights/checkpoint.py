@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import DTypeLike
 
 from rtdetrv2_jax.config import ModelConfig
@@ -32,11 +31,14 @@ def read_orbax(folder: Path, config: ModelConfig, *, dtype: DTypeLike = jnp.floa
     model = abstract_model(config, dtype=dtype)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = {
-        path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=device) for path, value in flat_state(model).items()
+        path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=device)
+        for path, value in flat_state(model).items()
     }
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             values = checkpointer.restore(folder.absolute() / ORBAX, target)
         except (ValueError, KeyError, FileNotFoundError) as error:
-            raise WeightsError(f"{folder / ORBAX} does not hold the model that {folder}/config.json describes: {error}") from None
+            raise WeightsError(
+                f"{folder / ORBAX} does not hold the model that {folder}/config.json describes: {error}"
+            ) from None
     return with_values(model, values)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rtdetrv2_jax.config import BackboneConfig, ConfigError, DecoderConfig, EncoderConfig, ModelConfig
+from rtdetrv2_jax.ops.sampling import Sampling
 
 EXTENSION = "rtdetrv2_jax"
 
@@ -41,6 +42,8 @@ _BACKBONE_DEFAULTS = {
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
 }
+
+_SAMPLING: dict[str, Sampling] = {"default": "bilinear", "discrete": "discrete"}
 
 # What the network has built in. A file that says otherwise describes another network.
 _FIXED = {
@@ -93,9 +96,11 @@ def from_hugging_face(data: Mapping[str, Any]) -> ModelConfig:
     if faults:
         raise ConfigError("config.json does not describe an RT-DETRv2 that this library has: " + "; ".join(faults))
     get = {key: default if data.get(key) is None else data[key] for key, default in _DEFAULTS.items()}
-    inner = {key: default if backbone.get(key) is None else backbone[key] for key, default in _BACKBONE_DEFAULTS.items()}
+    inner = {
+        key: default if backbone.get(key) is None else backbone[key] for key, default in _BACKBONE_DEFAULTS.items()
+    }
     points, extension = get["decoder_n_points"], data.get(EXTENSION, {})
-    sampling = {"default": "bilinear", "discrete": "discrete"}.get(get["decoder_method"])
+    sampling = _SAMPLING.get(get["decoder_method"])
     if sampling is None or inner["layer_type"] not in ("basic", "bottleneck"):
         raise ConfigError(
             f"config.json: decoder_method {get['decoder_method']!r} must be 'default' or 'discrete', and "
@@ -230,5 +235,7 @@ def _class_names(data: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(f"LABEL_{label}" for label in range(data.get("num_labels") or 2))
     by_label = {int(label): str(name) for label, name in names.items()}
     if sorted(by_label) != list(range(len(by_label))):
-        raise ConfigError(f"config.json: the labels of id2label must be 0 to {len(by_label) - 1}, not {sorted(by_label)}")
+        raise ConfigError(
+            f"config.json: the labels of id2label must be 0 to {len(by_label) - 1}, not {sorted(by_label)}"
+        )
     return tuple(by_label[label] for label in range(len(by_label)))

@@ -43,9 +43,13 @@ def _fetch(name: str, *, revision: str | None) -> Path:
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=_WANTED)
     except errors.GatedRepoError:
-        raise SourceError(f"{name} is gated: accept its terms on {constants.ENDPOINT}/{name} and set HF_TOKEN") from None
+        raise SourceError(
+            f"{name} is gated: accept its terms on {constants.ENDPOINT}/{name} and set HF_TOKEN"
+        ) from None
     except errors.RevisionNotFoundError:
-        raise SourceError(f"{name} has no revision {revision!r}: {constants.ENDPOINT}/{name}/tree/main lists them") from None
+        raise SourceError(
+            f"{name} has no revision {revision!r}: {constants.ENDPOINT}/{name}/tree/main lists them"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise SourceError(
             f"there is no {name!r} on {constants.ENDPOINT}, nor a folder of that name here (if it is private, set HF_TOKEN)"

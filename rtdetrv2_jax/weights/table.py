@@ -146,7 +146,11 @@ def _decoder(config: DecoderConfig) -> Iterator[Row]:
         ours, hugging_face = f"decoder.layers.{layer}", f"model.decoder.layers.{layer}"
         authors = f"decoder.decoder.layers.{layer}"
         yield from _self_attention(f"{ours}.self_attention", f"{hugging_face}.self_attn", f"{authors}.self_attn")
-        cross, hf_cross, authors_cross = f"{ours}.cross_attention", f"{hugging_face}.encoder_attn", f"{authors}.cross_attn"
+        cross, hf_cross, authors_cross = (
+            f"{ours}.cross_attention",
+            f"{hugging_face}.encoder_attn",
+            f"{authors}.cross_attn",
+        )
         yield Row(
             f"{cross}.point_scale", f"{hf_cross}.n_points_scale", f"{authors_cross}.num_points_scale", optional=True
         )
@@ -171,7 +175,10 @@ def _decoder(config: DecoderConfig) -> Iterator[Row]:
             f"decoder.class_heads.{layer}", f"model.decoder.class_embed.{layer}", f"decoder.dec_score_head.{layer}"
         )
         yield from _mlp(
-            f"decoder.box_heads.{layer}", f"model.decoder.bbox_embed.{layer}", f"decoder.dec_bbox_head.{layer}", layers=3
+            f"decoder.box_heads.{layer}",
+            f"model.decoder.bbox_embed.{layer}",
+            f"decoder.dec_bbox_head.{layer}",
+            layers=3,
         )
 
 

@@ -75,12 +75,16 @@ def from_tensors(tensors: Tensors, config: ModelConfig, *, dtype: DTypeLike = jn
             continue
         value = _to_ours(row, tensors[key], naming=naming)
         if value.shape != shape:
-            faults.append(f"shape: {key} is {tensors[key].shape} where the configuration asks for {_theirs(row, shape)}")
+            faults.append(
+                f"shape: {key} is {tensors[key].shape} where the configuration asks for {_theirs(row, shape)}"
+            )
         values[row.ours] = value
     dropped = {key: reason for key in tensors if key not in used and (reason := _reason(key))}
     faults += [f"left over: {key} {tensors[key].shape}" for key in tensors if key not in used and key not in dropped]
     if faults:
-        shown = "\n  ".join(faults[:_LISTED]) + (f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else "")
+        shown = "\n  ".join(faults[:_LISTED]) + (
+            f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        )
         raise WeightsError(
             f"the weights do not fit the configuration ({len(faults)} of {len(table)} tensors):\n  {shown}\n"
             "Is this config.json the one that belongs to these weights?"
