@@ -8,6 +8,9 @@ from typing import Literal
 BLOCKS_PER_DEPTH = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
+Sampling = Literal["bilinear", "discrete"]
+
+
 class ConfigError(ValueError):
     """A configuration that no model can have, or that a format cannot say."""
 
@@ -79,7 +82,7 @@ class DecoderConfig:
     inference_layers: int = 0
     queries: int = 300
     points: tuple[int, ...] = (4, 4, 4)
-    sampling: Literal["bilinear", "discrete"] = "bilinear"
+    sampling: Sampling = "bilinear"
     offset_scale: float = 0.5
     denoising: int = 100
     label_noise: float = 0.5

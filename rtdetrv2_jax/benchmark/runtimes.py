@@ -71,7 +71,7 @@ def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:
     inputs = jax.device_put(
         (
             np.stack([_pixels(data) for data in images]),
-            np.tile(np.float32([480, 640]), (batch, 1)),
+            np.tile(np.array([480, 640], np.float32), (batch, 1)),
             np.full((batch, 2), SIDE, np.int32),
         )
     )
@@ -138,7 +138,7 @@ def load_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded:
     encoded = [picture()] * batch
 
     def whole() -> Any:
-        logits, boxes = session.run(None, {"x": _channels_first(encoded)})
+        logits, boxes = map(np.asarray, session.run(None, {"x": _channels_first(encoded)}))
         scores = 1 / (1 + np.exp(-logits.reshape(batch, -1)))
         best = np.argsort(-scores, axis=1)[:, : logits.shape[1]]
         return np.take_along_axis(scores, best, 1), np.take_along_axis(boxes, best[..., None] // logits.shape[2], 1)

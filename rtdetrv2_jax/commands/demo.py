@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rtdetrv2_jax.commands import detect
 from rtdetrv2_jax.config import BackboneConfig, DecoderConfig, EncoderConfig, ModelConfig
-from rtdetrv2_jax.data.synthetic import CLASS_NAMES, SyntheticDataset
+from rtdetrv2_jax.data.synthetic import CLASS_NAMES, scene
 from rtdetrv2_jax.preprocessing import Preprocessing
 from rtdetrv2_jax.weights.load import save_model
 from rtdetrv2_jax.weights.untrained import untrained_model
@@ -46,8 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scenes = Path(folder) / "scenes"
         scenes.mkdir()
-        for index, sample in enumerate(SyntheticDataset(arguments.scenes, seed=arguments.seed, sizes=((SIDE, SIDE),))):
-            Image.fromarray(sample.read()).save(scenes / f"scene_{index}.png")
+        for index in range(arguments.scenes):
+            image = scene(arguments.seed, index, size=(SIDE, SIDE)).image
+            Image.fromarray(image).save(scenes / f"scene_{index}.png")
         model = Path(folder) / "model"
         save_model(untrained_model(MODEL), model, preprocessing=Preprocessing(size=(SIDE, SIDE)), to="hf")
         parser = argparse.ArgumentParser()

@@ -133,7 +133,8 @@ def residual(x: Array, layers: Iterable[Activation], shortcut: Shortcut | None) 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
     """The stem's pool: 3x3, stride 2, one pixel of padding on every side."""
-    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, jnp.asarray(-jnp.inf, x.dtype), jax.lax.max, window, strides, padding)
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
@@ -144,7 +145,7 @@ def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
 
 def _blocks(
     config: BackboneConfig, stage: int, *, inputs: int, outputs: int, depth: int, dtype: DTypeLike, rngs: nnx.Rngs
-) -> "list[BasicBlock] | list[BottleneckBlock]":
+) -> "list[BasicBlock | BottleneckBlock]":
     block = BasicBlock if config.block == "basic" else BottleneckBlock
     return [
         block(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from rtdetrv2_jax.arrays import Memory
-from rtdetrv2_jax.config import DecoderConfig
+from rtdetrv2_jax.config import DecoderConfig, Sampling
 from rtdetrv2_jax.model.layers import Constant, linear, xavier
 from rtdetrv2_jax.ops.sampling import deformable_sampling
 
@@ -26,7 +26,8 @@ class DeformableAttention(nnx.Module):
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width, total = config.width, sum(config.points)
         zeros = nnx.initializers.zeros_init()
-        self.heads, self.points, self.sampling = config.heads, config.points, config.sampling
+        self.heads, self.points = config.heads, config.points
+        self.sampling: Sampling = config.sampling
         self.offset_scale = config.offset_scale
         self.point_scale = Constant(jnp.asarray(np.repeat(1 / np.array(config.points), config.points), jnp.float32))
         self.offsets = linear(

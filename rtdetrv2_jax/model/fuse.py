@@ -1,11 +1,9 @@
 """The inference form of a model: normalisations folded into convolutions, training's parts dropped."""
 
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from rtdetrv2_jax.model.hybrid_encoder import RepVGGBlock
-from rtdetrv2_jax.model.layers import Conv, ConvNorm
+from rtdetrv2_jax.model.layers import ConvBias, ConvNorm
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 
 
@@ -20,32 +18,26 @@ def fuse(model: RTDETRv2) -> RTDETRv2:
     model = nnx.clone(model)
     config = model.config.inference_form()
     decoder = model.decoder
-    decoder.layers = decoder.layers[: config.decoder.layers]
-    decoder.class_heads = decoder.class_heads[: config.decoder.layers]
-    decoder.box_heads = decoder.box_heads[: config.decoder.layers]
+    for parts in ("layers", "class_heads", "box_heads"):
+        setattr(decoder, parts, nnx.List(getattr(decoder, parts)[: config.decoder.layers]))
     model.config, model.denoising = config, None
     _fold_within(model)
     return model
 
 
-def fold(layer: ConvNorm) -> Conv:
+def fold(layer: ConvNorm) -> ConvBias:
     """The convolution that does what `layer` does with its running statistics."""
-    kernel, bias = _folded(layer)
-    return Conv(kernel, bias, like=layer.conv, activation=layer.activation)
-
-
-def fold_block(block: RepVGGBlock) -> Conv:
-    """The one 3x3 convolution that does what the block's two do."""
-    kernel, bias = _folded(block.wide)
-    narrow_kernel, narrow_bias = _folded(block.narrow)
-    return Conv(
-        kernel.at[1, 1].add(narrow_kernel[0, 0]), bias + narrow_bias, like=block.wide.conv, activation=block.activation
-    )
-
-
-def _folded(layer: ConvNorm) -> tuple[Float[Array, "r r c_in c_out"], Float[Array, "c_out"]]:
     scale, shift = layer.norm.affine()
-    return jnp.asarray(layer.conv.kernel[...]) * scale, shift
+    conv = nnx.clone(layer.conv)
+    conv.kernel[...] = conv.kernel[...] * scale
+    return ConvBias(conv, shift, activation=layer.activation)
+
+
+def fold_block(block: RepVGGBlock) -> ConvBias:
+    """The one 3x3 convolution that does what the block's two do: the 1x1 kernel goes into the centre."""
+    wide, narrow = fold(block.wide), fold(block.narrow)
+    wide.conv.kernel[...] = wide.conv.kernel[...].at[1, 1].add(narrow.conv.kernel[...][0, 0])
+    return ConvBias(wide.conv, wide.bias[...] + narrow.bias[...], activation=block.activation)
 
 
 def _fold_within(module: nnx.Module) -> None:

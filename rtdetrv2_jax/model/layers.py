@@ -130,35 +130,41 @@ def batch_norm(config: BackboneConfig, channels: int) -> FrozenBatchNorm | Batch
     return FrozenBatchNorm(channels) if config.batch_norm == "frozen" else BatchNorm(channels)
 
 
-class Conv(nnx.Module):
-    """A convolution with a bias and an activation: what the inference form is made of.
+class Convolution(nnx.Module):
+    """A convolution without bias, padded by (kernel - 1) // 2 on every side.
 
-    The padding is symmetric, (kernel - 1) // 2 on every side; "SAME" would pad strided ones on one side alone.
+    The padding is symmetric as PyTorch's; "SAME" would pad strided convolutions on one side alone.
     """
 
     def __init__(
         self,
-        kernel: Float[Array, "r r c_in c_out"],
-        bias: Float[Array, "c_out"],
+        inputs: int,
+        outputs: int,
         *,
-        like: nnx.Conv,
-        activation: Activation,
+        kernel: int,
+        stride: int,
+        kernel_init: nnx.Initializer,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(bias)
-        self.strides = like.strides
-        self.dtype = like.dtype
-        self.activation = activation
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (kernel, kernel, inputs, outputs), jnp.float32))
+        self.stride = stride
+        self.dtype = jnp.dtype(dtype)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
-        """`x`, convolved and activated."""
-        return self.activation(
-            convolve(x, self.kernel[...], strides=self.strides, dtype=self.dtype) + self.bias[...].astype(x.dtype)
+        """`x`, convolved."""
+        pad = (self.kernel.shape[0] - 1) // 2
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (self.stride, self.stride),
+            ((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, a batch normalisation, an activation."""
+    """A convolution, a batch normalisation, an activation."""
 
     def __init__(
         self,
@@ -173,17 +179,8 @@ class ConvNorm(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        pad = (kernel - 1) // 2
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (kernel, kernel),
-            strides=(stride, stride),
-            padding=((pad, pad), (pad, pad)),
-            use_bias=False,
-            kernel_init=kernel_init,
-            dtype=dtype,
-            rngs=rngs,
+        self.conv = Convolution(
+            inputs, outputs, kernel=kernel, stride=stride, kernel_init=kernel_init, dtype=dtype, rngs=rngs
         )
         self.norm = norm
         self.activation = activation
@@ -191,6 +188,20 @@ class ConvNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         """`x`, convolved, normalised and activated."""
         return self.activation(self.norm(self.conv(x)))
+
+
+class ConvBias(nnx.Module):
+    """A convolution, a bias, an activation: what a `ConvNorm` is folded into."""
+
+    def __init__(self, conv: Convolution, bias: Float[Array, "c_out"], *, activation: Activation) -> None:
+        self.conv = conv
+        self.bias = nnx.Param(bias)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
+        """`x`, convolved, shifted and activated."""
+        x = self.conv(x)
+        return self.activation(x + self.bias[...].astype(x.dtype))
 
 
 class MLP(nnx.Module):
@@ -245,17 +256,3 @@ class SelfAttention(nnx.Module):
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         gathered = jnp.einsum("bnqs,bsne->bqne", weights, self.value(x).reshape(split))
         return self.output(gathered.reshape(x.shape))
-
-
-def convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "r r c c_out"], *, strides: tuple[int, int], dtype: DTypeLike
-) -> Float[Array, "b h_out w_out c_out"]:
-    """`x` convolved with `kernel` under symmetric padding, in `dtype`."""
-    pad = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        strides,
-        ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )

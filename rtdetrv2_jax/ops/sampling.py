@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rtdetrv2_jax.arrays import Sizes
+from rtdetrv2_jax.config import Sampling
 
-Sampling = Literal["bilinear", "discrete"]
 Reading = Literal["gather", "unrolled"]
 
 
@@ -120,4 +120,4 @@ def _token(column: Float[Array, "b q n p"], row: Float[Array, "b q n p"], levels
     """The token of the cell at a column and row, or of the nearest there is. Clipped before it becomes an integer."""
     column = jnp.clip(column, 0, levels.width - 1).astype(jnp.int32)
     row = jnp.clip(row, 0, levels.height - 1).astype(jnp.int32)
-    return levels.start + row * levels.width.astype(np.int32) + column
+    return row * levels.width.astype(np.int32) + column + levels.start

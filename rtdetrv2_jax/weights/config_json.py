@@ -7,8 +7,7 @@ the last decoder layer. Our own folders hold them under the key `rtdetrv2_jax`; 
 from collections.abc import Mapping
 from typing import Any
 
-from rtdetrv2_jax.config import BackboneConfig, ConfigError, DecoderConfig, EncoderConfig, ModelConfig
-from rtdetrv2_jax.ops.sampling import Sampling
+from rtdetrv2_jax.config import BackboneConfig, ConfigError, DecoderConfig, EncoderConfig, ModelConfig, Sampling
 
 EXTENSION = "rtdetrv2_jax"
 
