@@ -31,9 +31,10 @@ def enable_persistent_cache() -> Path | None:
     Returns:
         The folder in use, or None where there is none.
     """
-    if not jax.config.read("jax_enable_compilation_cache"):
+    if not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
         return None
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None:
         folder = user_cache_folder() / "xla"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ def enable_persistent_cache() -> Path | None:
             return None
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    return Path(str(jax.config.read("jax_compilation_cache_dir")))
+    return Path(folder)
 
 
 def user_cache_folder() -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
@@ -26,6 +27,9 @@ Threshold = float | Mapping[str, float]
 """One score for all classes, or a score for each named class; classes that are not named have 0.5."""
 
 DEFAULT_THRESHOLD = 0.5
+
+# An exported `detect` can be saved only if what it gives has a name.
+jax.export.register_namedtuple_serialization(Detections, serialized_name="rtdetrv2_jax.arrays.Detections")
 _READERS = 4
 
 
@@ -219,7 +223,7 @@ class Detector:
 
 
 def _compiled(model: RTDETRv2, preprocessing: Preprocessing) -> Callable[..., Detections]:
-    """`detect` for one model, jitted. The model goes in as a flat list: that costs less a call than a tree of modules."""
+    """`detect` for one model, jitted. The model goes in as a flat list: that costs less a call than its tree."""
     leaves, structure = jax.tree.flatten(model)
 
     def run(leaves: list[Array], images: Array, sizes: Array, content_sizes: Array) -> Detections:

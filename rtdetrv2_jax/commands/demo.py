@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Draws, detects, and gives the exit status."""
     console = Console(stderr=True, highlight=False)
     console.print(
-        "[yellow]These weights are random numbers: the project carries no trained model yet. Boxes and names below show "
-        "that everything runs, not what a trained model finds.[/yellow]"
+        "[yellow]These weights are random numbers: the project carries no trained model yet. Boxes and names below "
+        "show that everything runs, not what a trained model finds.[/yellow]"
     )
     with tempfile.TemporaryDirectory() as folder:
         scenes = Path(folder) / "scenes"

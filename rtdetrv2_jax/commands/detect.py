@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from rtdetrv2_jax.sources import describe, find_images
 from rtdetrv2_jax.visualize import draw_detections
 
 DEFAULT_MODEL = "PekingU/rtdetr_v2_r18vd"
+_UNBOUNDED = 100_000
 _WHOLE_TABLE = 8
 """Up to this many images every detection has a row; beyond, every image has."""
 
@@ -46,48 +48,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Detects, and gives the exit status: 0, or 1 where an image could not be read."""
-    errors = Console(stderr=True, highlight=False)
-    started = time.perf_counter()
+    """Detects, and gives the exit status: 0, or 1 where an image could not be read, 130 where it was interrupted.
+
+    What was found before an interruption is written and shown all the same.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     threshold = parse_threshold(arguments.threshold or [])
     sources = find_images(arguments.images)
-    with errors.status(f"loading {arguments.model}"):
+    began = time.perf_counter()
+    with console.status(f"loading {escape(arguments.model)}"):
         detector = Detector.from_pretrained(
             arguments.model, dtype=arguments.dtype, revision=arguments.revision, max_batch=arguments.batch
         )
-    loaded = time.perf_counter()
-    saver = _Saver(arguments.save) if arguments.save else None
+    progress = _Progress(len(sources), console=console, loading=time.perf_counter() - began)
+    save = _Saver(arguments.save).save if arguments.save else None
     done: list[tuple[str, Result]] = []
-    failed = 0
-    stopped = False
-    first = None
-    try:
-        for found in _with_progress(detector.stream(sources, threshold=threshold), total=len(sources), console=errors):
-            first = first or time.perf_counter()
+    with contextlib.suppress(KeyboardInterrupt), progress.bar:
+        for found in progress.watch(detector.stream(sources, threshold=threshold)):
             if isinstance(found.result, ImageError):
-                failed += 1
-                errors.print(f"[red]not read[/red] {found.result}", soft_wrap=True)
+                console.print(f"[red]not read[/red] {escape(str(found.result))}")
                 continue
+            if save:
+                save(found)
             done.append((str(found.source), found.result))
-            if saver:
-                saver.save(found)
-    except KeyboardInterrupt:
-        stopped = True
-    ended = time.perf_counter()
 
     if arguments.json:
         write_json([image_record(name, result) for name, result in done], arguments.json)
     if arguments.json != "-":
-        Console(highlight=False).print(_table(done))
-    errors.print(
-        f"[dim]{len(done)} images done, {failed} not read"
-        f"{f', {len(sources) - len(done) - failed} left when it was stopped' if stopped else ''}; "
-        f"model loaded in {loaded - started:.1f} s, first result (with compilation) after {(first or ended) - loaded:.1f} s, "
-        f"{max(len(done) - 1, 0) / max(ended - (first or ended), 1e-9):.1f} images a second from then on"
-        f"{f'; pictures in {arguments.save}' if saver else ''}[/dim]",
-        soft_wrap=True,
-    )
-    return 130 if stopped else int(failed > 0)
+        # Into a file or a pipe lines go whole; a terminal folds them at its width.
+        Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED).print(_table(done))
+    console.print(f"[dim]{progress.summary(read=len(done))}[/dim]")
+    if progress.count < len(sources):
+        return 130
+    return int(len(done) < len(sources))
 
 
 def parse_threshold(values: list[str]) -> Threshold:
@@ -167,30 +160,48 @@ class _Saver:
         Image.fromarray(picture).save(self.folder / f"{name.stem}{number}{suffix}", quality=92)
 
 
-def _with_progress(stream: Iterator[Found], *, total: int, console: Console) -> Iterator[Found]:
-    """The stream, with a bar that shows how many, how fast, and how long still, where a person watches."""
-    columns = (
-        TextColumn("detecting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[last]}"),
-    )
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(*columns, console=console, transient=True))
-        task = progress.add_task("", total=total, rate="compiling", last="")
+class _Progress:
+    """A bar with how many, how fast and how long still, and the figures of the run."""
+
+    def __init__(self, total: int, *, console: Console, loading: float) -> None:
+        self.total, self.loading = total, loading
+        self.count, self.first, self.rest = 0, 0.0, 0.0
+        self.bar = Progress(
+            TextColumn("detecting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}", style="dim", markup=False),
+            console=console,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=total, rate="compiling", last="")
+
+    def watch(self, stream: Iterator[Found]) -> Iterator[Found]:
+        """The stream, counted and timed."""
         began = time.perf_counter()
-        for count, found in enumerate(stream, start=1):
-            progress.update(
-                task,
-                advance=1,
-                rate=f"{count / (time.perf_counter() - began):.1f}/s",
-                last=describe(found.source),
-            )
+        for found in stream:
+            self.count += 1
+            elapsed = time.perf_counter() - began
+            self.first = self.first or elapsed
+            self.rest = elapsed - self.first
+            rate, last = f"{self.count / elapsed:.1f}/s", describe(found.source)
+            self.bar.update(self.task, advance=1, rate=rate, last=last)
             yield found
+
+    def summary(self, *, read: int) -> str:
+        """What was done, what was not, and where the time went."""
+        parts = [f"{read} images done, {self.count - read} not read"]
+        if self.count < self.total:
+            parts.append(f"{self.total - self.count} left when it was interrupted")
+        parts.append(f"model loaded in {self.loading:.1f} s")
+        parts.append(f"first result, with compilation, after {self.first:.1f} s")
+        if self.count > 1 and self.rest:
+            parts.append(f"then {(self.count - 1) / self.rest:.1f} images a second")
+        return "; ".join(parts)
 
 
 def _table(done: list[tuple[str, Result]]) -> Table:
@@ -200,15 +211,16 @@ def _table(done: list[tuple[str, Result]]) -> Table:
         table.add_column("found", overflow="fold")
         for name, result in done:
             counts = Counter(result.names).most_common()
-            table.add_row(name, ", ".join(f"{count} {label}" for label, count in counts) or "nothing")
+            table.add_row(escape(name), ", ".join(f"{count} {escape(label)}" for label, count in counts) or "nothing")
         return table
     for column in ("image", "name", "score", "left", "top", "right", "bottom"):
-        table.add_column(column, justify="left" if column in ("image", "name") else "right")
+        justify = "left" if column in ("image", "name") else "right"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "image")
     for name, result in done:
         for label, score, box in zip(result.names, result.scores, result.boxes, strict=True):
-            table.add_row(name, label, f"{score:.3f}", *(f"{x:.1f}" for x in box))
+            table.add_row(escape(name), escape(label), f"{score:.3f}", *(f"{x:.1f}" for x in box))
         if not len(result):
-            table.add_row(name, "[dim]nothing above the threshold[/dim]")
+            table.add_row(escape(name), "[dim]nothing above the threshold[/dim]")
     return table
 
 

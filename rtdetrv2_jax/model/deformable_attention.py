@@ -17,8 +17,8 @@ from rtdetrv2_jax.ops.sampling import deformable_sampling
 class DeformableAttention(nnx.Module):
     """Cross-attention of queries to the memory, at sampling points that each level may have its own number of.
 
-    A point's offset is in units of the query's box: `offset_scale` (one half) times the box's side, divided by the number
-    of points of the level (`point_scale`, a constant that comes with the checkpoint).
+    A point's offset is in units of the query's box: `offset_scale` (one half) times the box's side, divided by the
+    number of points of the level (`point_scale`, a constant that comes with the checkpoint).
 
     Source: RT-DETRv2, section 3.1; lyuwenyu/RT-DETR, `MSDeformableAttention` of rtdetrv2_decoder.py.
     """

@@ -12,7 +12,7 @@ INVALID_ANCHOR = float(np.finfo(np.float32).max)
 
 
 def sine_positions(size: tuple[int, int], width: int, *, temperature: float) -> Float[np.ndarray, "s d"]:
-    """The positional code of a map of `size` (height, width), row by row: sine and cosine of the row, then of the column.
+    """The positional code of a map of `size` (height, width), row by row: sine, cosine of the row, then the column.
 
     Source: transformers, `RTDetrV2SinePositionEmbedding`, which follows the row-major order of the tokens. The authors'
     code agrees with it on square maps; on others it scrambles the positions, and is not followed there.

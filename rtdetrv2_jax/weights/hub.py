@@ -52,7 +52,8 @@ def _fetch(name: str, *, revision: str | None) -> Path:
         ) from None
     except errors.RepositoryNotFoundError:
         raise SourceError(
-            f"there is no {name!r} on {constants.ENDPOINT}, nor a folder of that name here (if it is private, set HF_TOKEN)"
+            f"there is no {name!r} on {constants.ENDPOINT}, nor a folder of that name here; "
+            "if it is private, set HF_TOKEN"
         ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise SourceError(_unreachable(name, revision or "main", constants.ENDPOINT, error)) from None
