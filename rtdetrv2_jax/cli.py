@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from rtdetrv2_jax.commands import benchmark, demo, detect
+from rtdetrv2_jax.compilation import keep_freed_memory
 from rtdetrv2_jax.config import ConfigError
 from rtdetrv2_jax.image import ImageError
 from rtdetrv2_jax.model.rtdetrv2 import ImageSizeError
@@ -21,6 +22,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit status: 0 done, 1 failed with a message, 2 wrong usage, 130 interrupted."""
+    keep_freed_memory()
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)

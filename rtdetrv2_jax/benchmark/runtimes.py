@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from rtdetrv2_jax.compilation import keep_freed_memory
+
 SIDE = 640
 NEEDS = {
     "jax": ("jax",),
@@ -168,6 +170,8 @@ def main() -> None:
     def answer(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
+    if arguments.runtime == "jax":
+        keep_freed_memory()
     began = time.perf_counter()
     loaded = LOADERS[arguments.runtime](arguments.folder, dtype=arguments.dtype, batch=arguments.batch)
     loaded.device()

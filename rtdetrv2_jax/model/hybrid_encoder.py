@@ -1,5 +1,7 @@
 """The hybrid encoder: attention inside the coarsest level, convolutions across the levels."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,8 +34,8 @@ class HybridEncoder(nnx.Module):
         def between(kernel: int, stride: int) -> ConvNorm:
             return conv_norm_silu(width, width, kernel=kernel, stride=stride, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
-        def fusion() -> FusionBlock:
-            return FusionBlock(encoder, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        def fusion(resize: Activation) -> FusionBlock:
+            return FusionBlock(encoder, resize=resize, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
         self.attention_levels = encoder.attention_levels
         self.projections = nnx.List(
@@ -44,9 +46,9 @@ class HybridEncoder(nnx.Module):
         )
         self.attention = nnx.List([AIFI(config, dtype=dtype, rngs=rngs) for _ in encoder.attention_levels])
         self.laterals = nnx.List([between(1, 1) for _ in range(2)])
-        self.top_down = nnx.List([fusion() for _ in range(2)])
+        self.top_down = nnx.List([fusion(upsample) for _ in range(2)])
         self.downsamples = nnx.List([between(3, 2) for _ in range(2)])
-        self.bottom_up = nnx.List([fusion() for _ in range(2)])
+        self.bottom_up = nnx.List([fusion(identity) for _ in range(2)])
 
     def __call__(self, maps: Pyramid) -> Pyramid:
         """The maps, all at the encoder's width, each knowing of the others."""
@@ -59,11 +61,11 @@ class HybridEncoder(nnx.Module):
         for lateral, fuse in zip(self.laterals, self.top_down, strict=True):
             top = lateral(top)
             descending.append(top)
-            top = fuse(jnp.concatenate([upsample(top), levels.pop()], axis=-1))
+            top = fuse(top, levels.pop())
 
         outputs = [top]
         for downsample, fuse in zip(self.downsamples, self.bottom_up, strict=True):
-            outputs.append(fuse(jnp.concatenate([downsample(outputs[-1]), descending.pop()], axis=-1)))
+            outputs.append(fuse(downsample(outputs[-1]), descending.pop()))
         return tuple(outputs)
 
 
@@ -105,27 +107,39 @@ class EncoderLayer(nnx.Module):
 class FusionBlock(nnx.Module):
     """Two ways through the concatenated maps of two levels, one of them three RepVGG blocks deep, summed (CSPRep).
 
-    Source: lyuwenyu/RT-DETR, `CSPRepLayer`. Its last convolution is there only where the hidden width is not the
-    output's.
+    `resize` brings what is carried over from the other level to this one's size. The last convolution is there only
+    where the hidden width is not the output's.
+
+    Source: lyuwenyu/RT-DETR, `CSPRepLayer`.
     """
 
-    def __init__(self, config: EncoderConfig, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: EncoderConfig, *, resize: Activation, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         width, hidden = config.width, int(config.width * config.expansion)
 
         def pointwise(inputs: int, outputs: int) -> ConvNorm:
             return conv_norm_silu(inputs, outputs, kernel=1, stride=1, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
+        self.resize = resize
         self.deep = pointwise(2 * width, hidden)
         self.shallow = pointwise(2 * width, hidden)
         self.blocks = nnx.List([RepVGGBlock(hidden, epsilon=epsilon, dtype=dtype, rngs=rngs) for _ in range(3)])
         self.output = identity if hidden == width else pointwise(hidden, width)
 
-    def __call__(self, x: Float[Array, "b h w two_d"]) -> Float[Array, "b h w d"]:
+    def __call__(self, carried: Float[Array, "b _h _w d"], level: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         """The two levels as one."""
-        deep = self.deep(x)
-        for block in self.blocks:
-            deep = block(deep)
-        return self.output(deep + self.shallow(x))
+        x = jnp.concatenate([self.resize(carried), level], axis=-1)
+        return merge(self.deep(x), self.shallow(x), blocks=self.blocks, output=self.output)
+
+
+def merge(
+    deep: Float[Array, "b h w c"], shallow: Float[Array, "b h w c"], *, blocks: Iterable[Activation], output: Activation
+) -> Float[Array, "b h w d"]:
+    """A fusion block's two ways from their first convolutions to their sum."""
+    for block in blocks:
+        deep = block(deep)
+    return output(deep + shallow)
 
 
 class RepVGGBlock(nnx.Module):

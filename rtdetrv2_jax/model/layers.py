@@ -133,7 +133,8 @@ def batch_norm(config: BackboneConfig, channels: int) -> FrozenBatchNorm | Batch
 class Convolution(nnx.Module):
     """A convolution without bias, padded by (kernel - 1) // 2 on every side.
 
-    The padding is symmetric as PyTorch's; "SAME" would pad strided convolutions on one side alone.
+    The padding is symmetric as PyTorch's; "SAME" would pad strided convolutions on one side alone. A kernel with more
+    input channels than the map has meets zeros in them.
     """
 
     def __init__(
@@ -154,8 +155,9 @@ class Convolution(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
         """`x`, convolved."""
         pad = (self.kernel.shape[0] - 1) // 2
+        absent = self.kernel.shape[2] - x.shape[-1]
         return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
+            jnp.pad(x.astype(self.dtype), ((0, 0), (0, 0), (0, 0), (0, absent))),
             self.kernel[...].astype(self.dtype),
             (self.stride, self.stride),
             ((pad, pad), (pad, pad)),

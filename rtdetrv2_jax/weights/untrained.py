@@ -32,6 +32,9 @@ def _values(path: str, shape: tuple[int, ...], generator: np.random.Generator) -
             # Class heads are drawn wider, so that no two scores are near each other.
             gain = 3.0 if "class_head" in path else 1.0
             return draw * np.float32(gain * np.prod(shape[:-1]) ** -0.5)
+        case "bias" if path == "selection.output.bias":
+            # Tokens without a valid anchor are zeros up to here: so they stay small, and are not all selected.
+            return np.zeros(shape, np.float32)
         case "bias" if ".offsets." in path:
             return draw * np.float32(2)
         case "bias" if "class_head" in path:

@@ -43,7 +43,7 @@ def test_what_fails_half_way_leaves_the_old_folder_and_nothing_else(tmp_path, er
 def test_a_full_disk_is_said_to_be_full_and_changes_nothing(tmp_path):
     write(tmp_path / "model", "old")
     with (
-        pytest.raises(OSError, match="the disk is full: nothing at .* was changed"),
+        pytest.raises(OSError, match=r"the disk is full: nothing at .* was changed"),
         replaced_folder(tmp_path / "model"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
