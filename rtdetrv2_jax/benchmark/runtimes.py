@@ -110,7 +110,7 @@ def load_transformers(folder: Path, *, dtype: str, batch: int) -> Loaded:
         device,
         whole,
         _best_scores(device().float().numpy()),
-        f"transformers {_version('transformers')}, torch {torch.__version__}",
+        f"transformers {_version('transformers')}",
     )
 
 

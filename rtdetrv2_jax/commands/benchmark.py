@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints a table, and gives the exit status."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     runtimes = arguments.runtimes or [name for name in LOADERS if installed(name)]
     absent = [name for name in LOADERS if name not in runtimes]
     measured: list[Measured] = []
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 return 1
     console.print(f"{arguments.model}, {arguments.dtype}, 640x640; {machine()}; {datetime.date.today().isoformat()}")
     console.print(_table(measured))
+    console.print("[dim]ratio: the first runtime's median over this one's; under 1, the first is faster[/dim]")
     if absent:
         console.print(f"[dim]not measured: {', '.join(absent)} (not installed, or not asked for)[/dim]")
     if arguments.json:
@@ -97,22 +98,22 @@ def _model(name: str) -> RTDETRv2:
 
 def _table(measured: list[Measured]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("runtime", no_wrap=True)
     for title in (
-        "runtime",
         "batch",
-        "ready s",
-        "device p50 ms",
-        "p90",
-        "ratio",
-        "whole p50 ms",
-        "p90",
-        "ratio",
-        "images/s",
+        "ready\ns",
+        "device\np50 ms",
+        "\np90 ms",
+        "\nratio",
+        "whole\np50 ms",
+        "\np90 ms",
+        "\nratio",
+        "images\n/s",
     ):
-        table.add_column(title, justify="left" if title == "runtime" else "right")
+        table.add_column(title, justify="right", no_wrap=True)
     for one in measured:
-        ours = next(other for other in measured if other.batch == one.batch)
-        figures, base = one.summary(), ours.summary()
+        figures = one.summary()
+        base = next(other for other in measured if other.batch == one.batch).summary()
         table.add_row(
             one.version,
             str(one.batch),
@@ -125,5 +126,4 @@ def _table(measured: list[Measured]) -> Table:
             f"{base['whole_p50_ms'] / figures['whole_p50_ms']:.2f}",
             f"{figures['images_per_second']:.1f}",
         )
-    table.caption = "ratio: the first runtime's median over this one's; under 1, the first is faster"
     return table

@@ -289,6 +289,7 @@ def check_terms(golden: dict[str, np.ndarray], named: dict[str, jax.Array], rtol
     np.testing.assert_allclose(sum(float(named[name]) for name in stored), total, rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CRITERION_CASES)
 def test_every_term_and_gradient_is_that_of_the_reference(shared: Path, case):
     golden, settings = load_file(shared / f"golden/criterion_{case}.safetensors"), CRITERION_CASES[case]
@@ -306,6 +307,7 @@ def test_every_term_and_gradient_is_that_of_the_reference(shared: Path, case):
         np.testing.assert_allclose(found, golden[name], rtol=1e-5, atol=1e-5 * np.abs(golden[name]).max(), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRAINING_CASES)
 def test_every_term_of_a_training_step_is_that_of_the_reference(shared: Path, case):
     golden = load_file(shared / f"golden/train_{case}.safetensors")
