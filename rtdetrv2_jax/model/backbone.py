@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
@@ -134,7 +135,7 @@ def residual(x: Array, layers: Iterable[Activation], shortcut: Shortcut | None) 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
     """The stem's pool: 3x3, stride 2, one pixel of padding on every side."""
     window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, jnp.asarray(-jnp.inf, x.dtype), jax.lax.max, window, strides, padding)
+    return jax.lax.reduce_window(x, np.array(-np.inf, x.dtype), jax.lax.max, window, strides, padding)
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:

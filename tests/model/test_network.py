@@ -130,6 +130,8 @@ def test_pools_are_torchs():
     grid = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(average_pool(grid)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]])
     np.testing.assert_array_equal(max_pool(-grid)[0, ..., 0], [[0, -1], [-4, -5]])
+    gradient = jax.jit(jax.grad(lambda grid: max_pool(grid).sum()))(grid)
+    np.testing.assert_array_equal(gradient[0, ..., 0] > 0, [[0] * 4, [0, 1, 0, 1], [0] * 4, [0, 1, 0, 1]])
 
 
 def test_layers_of_a_new_decoder_start_as_copies_of_one_and_its_heads_do_not(tiny_config):
