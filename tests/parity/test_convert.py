@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert import __main__ as program
-from convert import pth, reference, source, verify
+from convert import pth, source, verify
 from rtdetrv2_jax.weights.load import load_pretrained, save_model
 from rtdetrv2_jax.weights.table import canonical, rows
 from rtdetrv2_jax.weights.transfer import WeightsError, flat_state, to_tensors, with_values
@@ -22,6 +22,7 @@ pytestmark = [
 ]
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 transformers = pytest.importorskip("transformers", reason="needs the parity extra")
+reference = pytest.importorskip("convert.reference")
 
 HUGGING_FACE = ("r18", "r50", "discrete", "evalidx", "nonsquare")
 AUTHORS = ("r18", "r50", "discrete", "evalidx", "nonsquare")
