@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Kind = Literal["device", "whole"]
+
+PAUSE_SECONDS = 0.3
+"""Before each run: threads of the runtime before spin on for a while, and would take the next one's processors."""
 
 
 class BenchmarkError(RuntimeError):
@@ -108,6 +112,7 @@ def measure(runtimes: Sequence[str], folder: Path, *, dtype: str, batch: int, ro
         for _ in range(rounds):
             for kind in kinds:
                 for process, taken in zip(processes, times, strict=True):
+                    time.sleep(PAUSE_SECONDS)
                     taken[kind].append(process.run(kind))
     finally:
         for process in processes:
