@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rtdetrv2_jax.commands import benchmark, demo, detect
+from rtdetrv2_jax.commands import benchmark, demo, detect, evaluate
 from rtdetrv2_jax.compilation import keep_freed_memory
 from rtdetrv2_jax.config import ConfigError
+from rtdetrv2_jax.data import DataError
+from rtdetrv2_jax.evaluation import EvaluationError
 from rtdetrv2_jax.image import ImageError
 from rtdetrv2_jax.model.rtdetrv2 import ImageSizeError
 from rtdetrv2_jax.weights.hub import SourceError
@@ -16,8 +18,12 @@ from rtdetrv2_jax.weights.transfer import WeightsError
 COMMANDS = {
     "detect": (detect, "find objects in images"),
     "demo": (demo, "draw scenes and detect in them: everything this program does, offline"),
+    "evaluate": (evaluate, "measure average precision on a data set, as COCO does"),
     "benchmark": (benchmark, "measure speed, beside other runtimes where they are installed"),
 }
+
+ERRORS = (ConfigError, DataError, EvaluationError, ImageError, ImageSizeError, SourceError, WeightsError, OSError)
+"""Those whose message says all that a person needs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()
         return 0
-    except (ConfigError, ImageError, ImageSizeError, SourceError, WeightsError, OSError) as error:
+    except ERRORS as error:
         print(f"rtdetrv2: {error}", file=sys.stderr)
         return 1
 

@@ -37,9 +37,13 @@ DOORS = {
     "torch": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "tests/parity/*"),
     "transformers": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "tests/parity/*"),
     "grain": ("train/batches.py", "train/loading.py", "tests/train/*"),
+    "matplotlib": ("train/curves.py", "tests/train/test_curves.py"),
+    "tensorboardX": ("train/journal.py", "tests/train/test_journal.py"),
     "orbax": ("rtdetrv2_jax/weights/checkpoint.py", "train/checkpoint*.py", "tests/*"),
     # transformers refuses a bad config.json with an error that is the hub's.
     "huggingface_hub": ("rtdetrv2_jax/weights/hub.py", "convert/reference.py", "tests/*"),
+    "faster_coco_eval": ("rtdetrv2_jax/evaluation/*",),
+    "pycocotools": ("tests/evaluation/*",),
     "jax.experimental.pallas": ("rtdetrv2_jax/ops/sampling_*.py", "tests/ops/*"),
 }
 """The only files that may import each heavy package."""
@@ -198,6 +202,7 @@ def test_an_import_that_leads_data_to_jax_is_found(tmp_path, module):
         ("rtdetrv2_jax/weights/load.py", "import orbax.checkpoint as ocp"),
         ("rtdetrv2_jax/weights/load.py", "from huggingface_hub import snapshot_download"),
         ("rtdetrv2_jax/ops/sampling.py", "from jax.experimental import pallas as pl"),
+        ("train/metrics.py", "from faster_coco_eval import COCO"),
     ],
 )
 def test_a_heavy_package_that_comes_in_elsewhere_is_found(tmp_path, name, text):
@@ -276,4 +281,4 @@ def test_the_wheel_brings_its_licence_and_its_command_and_asks_for_no_heavy_pack
     assert "rtdetrv2 = rtdetrv2_jax.cli:main" in about["entry_points.txt"]
     needed = re.findall(r"^Requires-Dist: ([\w-]+)(?!.*; extra)", about["METADATA"], re.MULTILINE)
     assert "jax" in needed
-    assert not {"torch", "transformers", "grain", "onnx", "onnxruntime"} & set(needed)
+    assert not {"torch", "transformers", "grain", "faster-coco-eval", "onnx", "onnxruntime"} & set(needed)

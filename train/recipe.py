@@ -100,10 +100,18 @@ class Batches:
 
 @dataclass(frozen=True)
 class Keeping:
-    """How often, in epochs, the average is evaluated and the run is saved."""
+    """How often the run is measured, told and saved.
+
+    Args:
+        evaluate_every: epochs from one evaluation of the average to the next; the last epoch has one in any case.
+        save_steps: steps from one saved state to the next: what a failing machine can cost. There is one after each
+            evaluation too, and when the run is asked to end.
+        report_steps: steps from one line in the journal to the next.
+    """
 
     evaluate_every: int = 1
-    save_every: int = 1
+    save_steps: int = 1000
+    report_steps: int = 20
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,20 @@ def field_types(recipe: Recipe) -> dict[str, Any]:
     return {"model": ModelConfig} | dict(_field_types(recipe))
 
 
+def fields_of(recipe: Recipe) -> list[str]:
+    """Every field that `override` can change, with its value, as the command line takes them; one a line."""
+    lines = []
+    for path in field_types(recipe):
+        value: Any = recipe
+        for name in path.split("."):
+            value = getattr(value, name)
+        if dataclasses.is_dataclass(value):
+            continue  # its own fields follow
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        lines.append(f"--{path} {text!r}" if " " in text or not text else f"--{path} {text}")
+    return lines
+
+
 def _field_types(node: Any, *, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
     hints = typing.get_type_hints(type(node))
     for each in dataclasses.fields(node):
@@ -246,6 +268,8 @@ def _faults(recipe: Recipe) -> typing.Iterator[str]:
         return
     if batches.size % optimisation.accumulation:
         yield f"optimisation.accumulation ({optimisation.accumulation}) must divide batches.size ({batches.size})"
+    if min(dataclasses.astuple(recipe.keeping)) < 1:
+        yield "keeping.evaluate_every, keeping.save_steps and keeping.report_steps must be at least 1"
     together, part = batches.denoising_together, batches.size // optimisation.accumulation
     if together is not None and (together < 1 or part % together):
         yield f"batches.denoising_together ({together}) must divide the {part} images of a part of a batch, or be none"

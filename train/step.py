@@ -143,7 +143,7 @@ def jitted_step(program: Program, mesh: Mesh) -> jax.stages.Wrapped:
         donate_argnums=0,
         in_shardings=(whole, along_data(mesh)),
         out_shardings=(whole, whole),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
 
 
@@ -152,10 +152,16 @@ def train_step(program: Program, state: TrainState, batch: Batch, size: Size) ->
 
     Random draws depend on the state's key and step alone.
     """
-    augment_key, noise_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    augment_key, noise_key = step_keys(state.key, state.step)
     images, targets = program.augment(batch, augment_key, size)
     found = accumulated(program, state, images, targets, noise_key)
     return update(program, state, found, boxes=jnp.sum(targets.mask))
+
+
+def step_keys(key: PRNGKeyArray, step: Int[Array, ""] | int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """What a step draws from, in a run with this key: for the augmentation, and for the denoising queries."""
+    augment_key, noise_key = jax.random.split(jax.random.fold_in(key, step))
+    return augment_key, noise_key
 
 
 def accumulated(program: Program, state: TrainState, images: Images, targets: Targets, key: PRNGKeyArray) -> Gradients:

@@ -18,13 +18,13 @@ from rtdetrv2_jax.preprocessing import Preprocessing
 from rtdetrv2_jax.weights.load import save_model
 from rtdetrv2_jax.weights.untrained import untrained_model
 
-SIDE = 320
+SIDE = 256
 MODEL = ModelConfig(
     backbone=BackboneConfig(
         block="basic", depths=(1, 1, 1, 1), stem_width=16, widths=(16, 32, 64, 128), batch_norm="live"
     ),
     encoder=EncoderConfig(width=64, ffn_width=128, expansion=0.5),
-    decoder=DecoderConfig(width=64, ffn_width=128, layers=3, queries=100),
+    decoder=DecoderConfig(width=64, ffn_width=128, layers=3, queries=60, denoising=40),
     class_names=tuple(CLASS_NAMES),
 )
 

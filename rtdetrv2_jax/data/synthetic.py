@@ -15,7 +15,7 @@ from rtdetrv2_jax.data.sample import Sample
 from rtdetrv2_jax.data.synthetic_shapes import SHAPES, coverage
 
 CLASS_NAMES = tuple(SHAPES)
-DEFAULT_SIZE = (320, 320)
+DEFAULT_SIZE = (256, 256)
 MOST_OBJECTS = 12
 SHARES = (0.05, 0.6)
 """Smallest and largest diameter, as a share of the image's shorter side."""

@@ -58,7 +58,8 @@ def deformable_sampling(
     """
     levels = _levels(sizes, points)
     cells = (bilinear_cells if method == "bilinear" else discrete_cells)(locations, weights, levels=levels)
-    reading = reading or ("unrolled" if jax.default_backend() == "cpu" else "gather")
+    if reading is None:
+        return jax.lax.platform_dependent(values, cells, cpu=read_unrolled, default=read_gathered)
     return (read_unrolled if reading == "unrolled" else read_gathered)(values, cells)
 
 
@@ -97,8 +98,13 @@ def read_gathered(values: Float[Array, "b s n e"], cells: Cells) -> Float[Array,
     return jnp.einsum("bqnr,bqnre->bqne", cells.shares, read).astype(values.dtype)
 
 
+@jax.custom_vjp
 def read_unrolled(values: Float[Array, "b s n e"], cells: Cells) -> Float[Array, "b q n e"]:
-    """A gather a cell, each added as it is read: XLA for CPUs makes one loop of them, five times as fast."""
+    """A gather a cell, each added as it is read: XLA for CPUs makes one loop of them, five times as fast.
+
+    Its gradient is that of the plain definition: differentiated as it stands, every use of a gradient would read all
+    cells once more.
+    """
     batch, tokens, heads, channels = values.shape
     rows = values.reshape(batch * tokens * heads, channels)
     first = (jnp.arange(batch) * (tokens * heads))[:, None, None, None] + jnp.arange(heads)[:, None]
@@ -108,6 +114,21 @@ def read_unrolled(values: Float[Array, "b s n e"], cells: Cells) -> Float[Array,
         read = rows.at[index[..., cell]].get(mode="promise_in_bounds")
         total += cells.shares[..., cell, None] * read.astype(jnp.float32)
     return total.astype(values.dtype)
+
+
+def _unrolled_forward(
+    values: Float[Array, "b s n e"], cells: Cells
+) -> tuple[Float[Array, "b q n e"], tuple[Float[Array, "b s n e"], Cells]]:
+    return read_unrolled(values, cells), (values, cells)
+
+
+def _unrolled_backward(
+    saved: tuple[Float[Array, "b s n e"], Cells], change: Float[Array, "b q n e"]
+) -> tuple[Float[Array, "b s n e"], Cells]:
+    return jax.vjp(read_gathered, *saved)[1](change)
+
+
+read_unrolled.defvjp(_unrolled_forward, _unrolled_backward)
 
 
 def _levels(sizes: Sizes, points: tuple[int, ...]) -> Levels:

@@ -107,3 +107,20 @@ def test_both_forms_read_the_same_from_levels_of_any_shape():
             for reading in READINGS
         )
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_form_follows_the_devices_that_a_program_is_for_not_those_of_the_process():
+    arrays = jnp.ones((1, 4, 1, 1)), jnp.zeros((1, 3, 1, 1, 2)), jnp.ones((1, 3, 1, 1))
+
+    def lowered(platform, reading=None):
+        def read(values, locations, weights):
+            return deformable_sampling(
+                values, locations, weights=weights, sizes=((2, 2),), points=(1,), method="bilinear", reading=reading
+            )
+
+        return jax.jit(read).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+    gathers = {name: lowered("tpu", name).count("stablehlo.gather") for name in READINGS}
+    assert gathers["gather"] < gathers["unrolled"]
+    assert lowered("tpu").count("stablehlo.gather") == gathers["gather"]
+    assert lowered("cpu").count("stablehlo.gather") == gathers["unrolled"]

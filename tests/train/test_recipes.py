@@ -158,4 +158,4 @@ def test_all_hosts_draw_the_same_size_for_a_step_and_many_over_a_run():
     assert set(sides) == set(recipe.all_sides())
     assert 0.15 < sides.count(640) / 400 < 0.32
     assert {recipe.side_at(step, epoch=71) for step in range(50)} == {640}
-    assert debug().all_sides() == (320,)
+    assert debug().all_sides() == (256,)

@@ -1,0 +1,287 @@
+"""The run: step after step, measured, told and saved on the way, and resumed as if it had never stopped."""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
+from rtdetrv2_jax.preprocessing import Preprocessing
+from rtdetrv2_jax.sharding import data_mesh, replicate
+from rtdetrv2_jax.weights.files import read_json, write_json
+
+from .batches import TrainingBatches
+from .checkpoints import CheckpointError, Checkpoints
+from .curves import draw_curves
+from .interruption import Interruption
+from .journal import Journal
+from .loading import OnBadData, TrainingSource, target_slots
+from .meter import Meter
+from .pictures import save_predictions
+from .programs import Programs
+from .progress import Progress
+from .recipe import Recipe
+from .starting import Data
+from .step import Program, TrainState, init_state, jitted_step, model_of, program
+from .validation import Validation
+
+RECIPE, PICTURES = "recipe.json", "pictures"
+BEST, LAST, HUGGING_FACE = "best", "last", "best_hf"
+Ending = Literal["finished", "interrupted"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and how a run takes place; none of it changes what is learned.
+
+    Args:
+        folder: of the run, on a disk that all of its processes share.
+        resume: whether to go on with the run that is there, if there is one.
+        workers: processes that read images ahead, for each process that trains.
+        tensorboard: whether to write files for TensorBoard.
+        on_bad_data: what to do with images that cannot be read.
+    """
+
+    folder: Path
+    resume: bool = False
+    workers: int = 0
+    tensorboard: bool = False
+    on_bad_data: OnBadData = "skip"
+
+
+def train(recipe: Recipe, model: RTDETRv2, data: Data, place: Place) -> Ending:
+    """Trains `model` as the recipe says, to the end or until it is asked to stop.
+
+    The folder then holds `best` and `last`, the average models with the best and with the last weights, as folders
+    that `rtdetrv2 detect --model` takes; `best_hf`, the best one for transformers; the journal, curves and pictures;
+    and the states that the run can go on from.
+
+    Raises:
+        CheckpointError: The folder has a run that is not to be resumed, or another one.
+        TrainingError: One step after another has had a loss that is not finite.
+    """
+    mesh = data_mesh()
+    source = training_source(recipe, data, place)
+    made = program(recipe, steps_per_epoch=source.steps_per_epoch)
+    with Checkpoints(place.folder, mesh=mesh) as checkpoints:
+        _agree(recipe, place, checkpoints.latest)
+        state, notes = replicate(mesh, init_state(made, model)), {"best": None, "batches": None}
+        if checkpoints.latest is not None:
+            state, notes = checkpoints.restore(state)
+        run = Run(made, data, place, mesh=mesh, source=source, checkpoints=checkpoints, notes=notes)
+        return run.go(state)
+
+
+def training_source(recipe: Recipe, data: Data, place: Place) -> TrainingSource:
+    """The batches of a run, by number."""
+    side = recipe.batches.side
+    return TrainingSource(
+        dataset=data.training,
+        augmentation=recipe.augmentation,
+        size=(side, side),
+        batch_size=recipe.batches.size,
+        epochs=recipe.batches.epochs,
+        seed=recipe.seed,
+        slots=target_slots(data.training, most=recipe.model.decoder.queries),
+        on_bad_data=place.on_bad_data,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+class Run:
+    """A run under way. Of several processes the first one writes and talks; all of them count, measure and save."""
+
+    def __init__(
+        self,
+        program: Program,
+        data: Data,
+        place: Place,
+        *,
+        mesh: Mesh,
+        source: TrainingSource,
+        checkpoints: Checkpoints,
+        notes: dict[str, Any],
+    ) -> None:
+        self.program, self.recipe, self.data, self.place = program, program.recipe, data, place
+        self.mesh, self.source, self.checkpoints, self.notes = mesh, source, checkpoints, notes
+        self.steps, self.writes = len(source), jax.process_index() == 0
+        side = self.recipe.batches.side
+        self.preprocessing = Preprocessing(size=(side, side))
+        self.validation: Validation | None = None
+        if data.validation is not None:
+            self.validation = Validation(
+                program,
+                data.validation,
+                preprocessing=self.preprocessing,
+                mesh=mesh,
+                batch_size=self.recipe.batches.size,
+                on_bad_data=place.on_bad_data,
+            )
+
+    def go(self, state: TrainState) -> Ending:
+        """All steps from where `state` stands."""
+        start, folder = int(state.step), self.place.folder
+        with (
+            Interruption() as interruption,
+            Progress(steps=self.steps, at_step=start, steps_per_epoch=self.source.steps_per_epoch) as self.progress,
+            Journal(
+                folder if self.writes else folder / f"process_{jax.process_index()}",
+                at_step=start,
+                tensorboard=self.place.tensorboard and self.writes,
+            ) as self.journal,
+        ):
+            self.say(start, f"going on after step {start}" if start else f"starting in {folder}")
+            if start < self.steps:
+                state = self._steps(state, interruption)
+            if interruption.signal:
+                self._save(state)
+                self.checkpoints.wait()
+                step = int(state.step)
+                self.say(step, f"{interruption.signal}: saved after step {step}; --resume goes on from there")
+                return "interrupted"
+            self._finish(state)
+            return "finished"
+
+    def _steps(self, state: TrainState, interruption: Interruption) -> TrainState:
+        """The steps until the end, or until the run is asked to stop."""
+        meter, sizes = Meter(self.recipe, self.data.training), self.recipe.all_sides()
+        batches = TrainingBatches(self.source, mesh=self.mesh, workers=self.place.workers, state=self.notes["batches"])
+        step, programs = int(state.step), None
+        try:
+            for loaded in batches:
+                side = self.recipe.side_at(loaded.step, epoch=loaded.epoch)
+                if programs is None:
+                    order = sorted(sizes, key=lambda each: each != side)
+                    programs = Programs(jitted_step(self.program, self.mesh), state, loaded.batch, sides=order)
+                state, metrics = programs(side)(state, loaded.batch)
+                step = loaded.step + 1
+                self.notes["batches"] = batches.state()
+                last = step == self.steps
+                if record := meter.after(loaded, metrics, side=side, flush=last):
+                    self.journal.step(record)
+                    self.progress.step(record)
+                evaluates = self._is_due(step, epoch=loaded.epoch)
+                if evaluates:
+                    meter.flush()
+                    self._evaluate(state, epoch=loaded.epoch)
+                    meter.restart_clock()
+                if interruption.asked(step):
+                    break
+                if evaluates or last or step % self.recipe.keeping.save_steps == 0:
+                    self._save(state)
+        finally:
+            if meter.alarmed:
+                self._save(state)
+            batches.close()
+            if programs is not None:
+                programs.close()
+        meter.flush()
+        return state
+
+    def _is_due(self, step: int, *, epoch: int) -> bool:
+        """Whether the model is to be evaluated after this step."""
+        if step % self.source.steps_per_epoch:
+            return False
+        return step == self.steps or (epoch + 1) % self.recipe.keeping.evaluate_every == 0
+
+    def _evaluate(self, state: TrainState, *, epoch: int) -> None:
+        """Measures the average model, and keeps it if none was better."""
+        if self.validation is None:
+            return
+        step, found = int(state.step), self.validation(state)
+        figures = found.scores._asdict()
+        per_class = figures.pop("per_class")
+        self.journal.evaluation(step, epoch=epoch, figures=figures, per_class=per_class, seconds=found.seconds)
+        if self.writes:
+            self.progress.evaluated(step, figures)
+            picture = self.place.folder / PICTURES / f"step_{step:07}.jpg"
+            picture.parent.mkdir(exist_ok=True)
+            save_predictions(picture, self.validation.dataset, found.shown, found.detections)
+        if self.notes["best"] is None or found.scores.ap >= self.notes["best"]["ap"]:
+            self.notes["best"] = {"step": step, "ap": found.scores.ap, "ap50": found.scores.ap50}
+            self.checkpoints.save_model(BEST, model_of(self.program, state), preprocessing=self.preprocessing)
+            self.say(step, f"best so far: AP {found.scores.ap:.1%}, in {self.place.folder / BEST}")
+
+    def _save(self, state: TrainState) -> None:
+        step = int(state.step)
+        self.checkpoints.save_state(step, state, notes=self.notes)
+        self._tell_failures(step)
+
+    def _finish(self, state: TrainState) -> None:
+        """Writes the models of a run that has come to its end, and draws its curves."""
+        step, folder, average = int(state.step), self.place.folder, model_of(self.program, state)
+        self._save(state)
+        self.checkpoints.save_model(LAST, average, preprocessing=self.preprocessing)
+        self.checkpoints.wait()
+        best = average
+        if self.notes["best"] is None:
+            self.checkpoints.save_model(BEST, average, preprocessing=self.preprocessing)
+        elif self.notes["best"]["step"] != step:
+            best = None
+        if self.writes:
+            self._export(best)
+            draw_curves(folder)
+        self.checkpoints.wait()
+        self._tell_failures(step)
+        best_so_far = self.notes["best"]
+        said = f"; the best, AP {best_so_far['ap']:.1%}, after step {best_so_far['step']}" if best_so_far else ""
+        self.say(step, f"done{said}: rtdetrv2 detect IMAGE --model {folder / BEST}")
+
+    def _export(self, model: RTDETRv2 | None) -> None:
+        """Writes the best model, or the one that lies there as the best, in Hugging Face's form."""
+        if model is None:
+            from rtdetrv2_jax.weights.load import load_pretrained
+
+            model = load_pretrained(self.place.folder / BEST).model
+        self.checkpoints.save_model(HUGGING_FACE, model, preprocessing=self.preprocessing, to="hf")
+
+    def _tell_failures(self, step: int) -> None:
+        for failure in self.checkpoints.failures():
+            self.say(step, failure)
+
+    def say(self, step: int, text: str) -> None:
+        """Puts something down in the journal and on the terminal."""
+        self.journal.event(step, text)
+        if self.writes:
+            self.progress.say(text)
+
+
+def _agree(recipe: Recipe, place: Place, latest: int | None) -> None:
+    """Sees to it that the folder is of this run, and says in it what the run is.
+
+    Raises:
+        CheckpointError: It is of another.
+    """
+    file = place.folder / RECIPE
+    ours = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if latest is not None and not place.resume:
+        raise CheckpointError(
+            f"{place.folder} has a run that has made {latest} steps: --resume goes on with it, or name another --output"
+        )
+    if latest is not None:
+        theirs = read_json(file)
+        different = [path for path in _differences(theirs, ours) if not path.startswith("keeping")]
+        if different:
+            raise CheckpointError(
+                f"the run in {place.folder} was started with other settings: {'; '.join(different[:8])}. Give it the "
+                "same ones, or start a new run from its weights: --start, with another --output"
+            )
+    elif jax.process_index() == 0:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, ours)
+
+
+def _differences(theirs: Any, ours: Any, *, path: str = "") -> list[str]:
+    """Where two trees of settings differ, by dotted path."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        names = list(dict.fromkeys([*theirs, *ours]))
+        inner = [_differences(theirs.get(n), ours.get(n), path=f"{path}.{n}" if path else n) for n in names]
+        return [each for found in inner for each in found]
+    return [] if theirs == ours else [f"{path} was {theirs}, is {ours}"]
