@@ -173,7 +173,10 @@ def _selection(ours: Stages, theirs: Stages, *, tolerance: float) -> Measure:
     last = theirs.scores[theirs.tokens[-1]]
     apart = float(np.abs(theirs.scores[strangers] - last).max()) if strangers.size else 0.0
     count = len(theirs.tokens)
-    note = f"{len(strangers) // 2} of {count} differ" if strangers.size else f"the same {count}"
+    note = f"the same {count}"
+    if strangers.size:
+        # Queries see each other: with another one among them, no query's answer is to be compared.
+        note = f"{len(strangers) // 2} of {count} differ, by near ties: the model's own output is not compared"
     return Measure("selected tokens", apart, tolerance, note)
 
 

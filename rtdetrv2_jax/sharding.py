@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -64,7 +65,17 @@ def along_data(mesh: Mesh) -> NamedSharding:
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """Copies of a tree's arrays on every device. Every process gives the same numbers."""
-    return jax.device_put(tree, replicated(mesh), may_alias=False)
+    whole = replicated(mesh)
+    if whole.is_fully_addressable:
+        return jax.device_put(tree, whole, may_alias=False)
+
+    def one(array: Any) -> jax.Array:
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+        local = np.array(array)  # `device_put` would compare all processes' numbers, an exchange for each array
+        return jax.make_array_from_callback(local.shape, whole, lambda index: local[index])
+
+    return jax.tree.map(one, tree)
 
 
 def check_batch_size(mesh: Mesh, size: int, *, parts: int = 1) -> None:

@@ -34,8 +34,8 @@ PLAIN_PACKAGES = ("jaxtyping", "numpy", "PIL", "yaml")
 """The packages that such parts may import beside the standard library."""
 
 DOORS = {
-    "torch": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "tests/parity/*"),
-    "transformers": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "tests/parity/*"),
+    "torch": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "train/benchmark_steps.py", "tests/parity/*"),
+    "transformers": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "train/benchmark_steps.py", "tests/parity/*"),
     "grain": ("train/batches.py", "train/loading.py", "tests/train/*"),
     "matplotlib": ("train/curves.py", "tests/train/test_curves.py"),
     "tensorboardX": ("train/journal.py", "tests/train/test_journal.py"),

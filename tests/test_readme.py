@@ -5,7 +5,7 @@ Run as a program, `python tests/test_readme.py` writes the tree into the README 
 Blocks run as they stand, in a folder where `PekingU/rtdetr_v2_r18vd` is a small untrained model and `street.jpg` and
 `photos` are drawn. What installs is left out, since what is to be installed runs the test, and `.venv/bin/rtdetrv2` is
 the interpreter's own. A comment before a block says more: `ci: NAME`, .ci/run takes it from here and runs it whole;
-`parity`, it needs PyTorch and transformers; `skip: REASON`.
+`parity`, it needs PyTorch and transformers; `slow`; `skip: REASON`.
 """
 
 import ast
@@ -27,7 +27,7 @@ from rtdetrv2_jax import Preprocessing, Result, fuse, load_model, save_model
 from rtdetrv2_jax.cli import main as rtdetrv2
 from rtdetrv2_jax.commands.detect import image_record
 from rtdetrv2_jax.config import COCO_CLASS_NAMES, RELEASED
-from rtdetrv2_jax.data.synthetic import SyntheticDataset
+from rtdetrv2_jax.data.synthetic import CLASS_NAMES, SyntheticDataset
 from rtdetrv2_jax.model.rtdetrv2 import abstract_model
 from rtdetrv2_jax.weights.untrained import untrained_model
 
@@ -74,6 +74,7 @@ def extras() -> set[str]:
 def run_command(words: list[str]) -> None:
     """Does what one command does, in this process."""
     from convert.__main__ import main as convert  # found by pytest alone, which puts the checkout on the path
+    from train.__main__ import main as train
 
     words = [words[0].removeprefix(".venv/bin/"), *words[1:]]
     match words:
@@ -87,6 +88,8 @@ def run_command(words: list[str]) -> None:
             assert rtdetrv2(arguments) == 0
         case ["python", "-m", "convert", *arguments]:
             assert convert(arguments) == 0
+        case ["python", "-m", "train", *arguments]:
+            assert train(arguments) == 0
         case _:
             pytest.fail(f"the README says {shlex.join(words)!r}, and nothing here can run it")
 
@@ -127,16 +130,40 @@ def newcomer(checkpoint, tmp_path, monkeypatch) -> Path:
     scenes = SyntheticDataset(3, seed=0, sizes=((240, 320),))
     for name, scene in zip(("street.jpg", "photos/a.png", "photos/b.png"), scenes, strict=True):
         Image.fromarray(scene.read()).save(tmp_path / name)
+    write_yolo(tmp_path / "my_data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_yolo(folder: Path) -> None:
+    """A small data set in YOLO's form."""
+    for split, seed in (("train", 1), ("val", 2)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for index, scene in enumerate(SyntheticDataset(6, seed=seed, sizes=((128, 128),))):
+            Image.fromarray(scene.read()).save(folder / "images" / split / f"{index}.png")
+            corners = scene.boxes_xyxy_pixels / 128
+            centres, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+            rows = [
+                f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}"
+                for label, (x, y), (w, h) in zip(scene.labels, centres, sides, strict=True)
+            ]
+            (folder / "labels" / split / f"{index}.txt").write_text("\n".join(rows))
+    (folder / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: {list(CLASS_NAMES)}\n")
 
 
 @pytest.mark.parametrize("title", [title for title, blocks in sections().items() if blocks])
 def test_what_a_section_says_runs(title, newcomer, capsys):
     namespace: dict = {}
     for block in sections()[title]:
-        if not block.note.startswith(("skip: ", "parity")):
+        if not block.note.startswith(("skip: ", "parity", "slow")):
             run_block(block, namespace, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for blocks in sections().values() for b in blocks if b.note == "slow"])
+def test_what_takes_long_runs(block, newcomer, capsys):
+    run_block(block, {}, capsys)
 
 
 @pytest.mark.parity

@@ -21,7 +21,7 @@ from rtdetrv2_jax.sharding import ShardingError, connect_processes, data_mesh
 from rtdetrv2_jax.weights.hub import SourceError
 from rtdetrv2_jax.weights.transfer import WeightsError
 
-from . import compile_check
+from . import benchmark, compile_check
 from .batches import TrainingBatches
 from .checkpoints import CheckpointError
 from .journal import JournalError
@@ -33,12 +33,12 @@ from .show_batch import show_batch
 from .starting import SYNTHETIC, Data, open_data, starting_point
 from .step import step_keys
 
-COMPILE_CHECK = "compile-check"
+VERBS = {"benchmark": benchmark, "compile-check": compile_check}
 INTERRUPTED = 130
 # What can be wrong with what a user gave. Anything else is a fault of the program, and shows where.
 _EXPECTED = (
     *(CheckpointError, ConfigError, DataError, EvaluationError, ImageError, ImageSizeError, JournalError),
-    *(OSError, RecipeError, ShardingError, SourceError, TrainingError, WeightsError),
+    *(OSError, RecipeError, ShardingError, SourceError, compile_check.TopologyError, TrainingError, WeightsError),
 )
 
 _DESCRIPTION = f"""\
@@ -46,19 +46,21 @@ Trains RT-DETRv2. RECIPE is one of {", ".join(NAMES)}; `finetune` derives its le
 recipe can be given by its dotted path, such as --batches.epochs 20 or --optimisation.learning_rate 5e-5; --dry-run
 shows all of them.
 """
-_EPILOG = f"""\
-`python -m train {COMPILE_CHECK} --help`: compiles the training step for a TPU that is not there.
+_EPILOG = """\
+Besides: `python -m train compile-check` compiles the training step for a TPU that is not there, and `python -m train
+benchmark` measures it here; both have a --help of their own.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code: 0, 1 for what the user can mend, 130 for an interruption."""
+    keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=errors, show_path=False, show_time=False)])
     try:
-        if words[:1] == [COMPILE_CHECK]:
-            return _compile_check(words[1:])
+        if words and words[0] in VERBS:
+            return _verb(words[0], words[1:])
         return _train(*_arguments(words), errors)
     except KeyboardInterrupt:
         errors.print("interrupted")
@@ -119,7 +121,6 @@ def _fields(words: list[str], parser: argparse.ArgumentParser) -> dict[str, str]
 
 def _train(arguments: argparse.Namespace, overrides: dict[str, str], console: Console) -> int:
     connect_processes(arguments.coordinator, processes=arguments.processes, index=arguments.process)
-    keep_freed_memory()
     enable_persistent_cache()
     data = _data(arguments)
     recipe, model = starting_point(arguments.recipe, overrides, training=data.training)
@@ -174,14 +175,17 @@ def _show(recipe: Recipe, data: Data, place: Place, file: Path) -> None:
     show_batch(file, loaded.batch, key=key, size=size, augmentation=recipe.augmentation, dataset=data.training)
 
 
-def _compile_check(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m train {COMPILE_CHECK}", description=compile_check.__doc__, allow_abbrev=False
-    )
-    compile_check.add_arguments(parser)
-    arguments, rest = parser.parse_known_args(words)
-    arguments.overrides = _fields(rest, parser)
-    return compile_check.run(arguments)
+def _verb(name: str, words: list[str]) -> int:
+    """Does what is not training: a command with arguments of its own."""
+    command = VERBS[name]
+    parser = argparse.ArgumentParser(prog=f"python -m train {name}", description=command.__doc__, allow_abbrev=False)
+    command.add_arguments(parser)
+    if command is compile_check:  # it takes a recipe's fields
+        arguments, rest = parser.parse_known_args(words)
+        arguments.overrides = _fields(rest, parser)
+    else:
+        arguments = parser.parse_args(words)
+    return command.run(arguments)
 
 
 if __name__ == "__main__":

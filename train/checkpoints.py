@@ -3,14 +3,14 @@
 import errno
 import logging
 import os
+import shutil
+import textwrap
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -19,13 +19,14 @@ from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.preprocessing import Preprocessing
 from rtdetrv2_jax.sharding import replicated
 from rtdetrv2_jax.weights.load import Format, save_model
-from rtdetrv2_jax.weights.transfer import flat_state, with_values
 
 from .step import TrainState
 
 STATES = "states"
 KEPT = 2
 """States kept: the last, and one before, should the disk have damaged the last."""
+MOST_SAID = 600
+"""Letters of an error of Orbax's, which can hold the numbers of whole arrays."""
 logger = logging.getLogger(__name__)
 
 
@@ -54,10 +55,10 @@ class Checkpoints:
     def __init__(self, folder: Path, *, mesh: Mesh) -> None:
         self.folder = folder.absolute()
         self._mesh = mesh
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
         self._states = ocp.CheckpointManager(self.folder / STATES, options=options)
-        self._models = ThreadPoolExecutor(1, thread_name_prefix="save-model")
-        self._waiting: list[Future[None]] = []
         self._failures: list[str] = []
 
     @property
@@ -67,6 +68,7 @@ class Checkpoints:
 
     def save_state(self, step: int, state: TrainState, *, notes: dict[str, Any]) -> None:
         """Saves a state, unless it is saved already; returns as soon as the state may change."""
+        self.wait()  # else Orbax would raise here what befell the last save, and leave this one out
         if step == self.latest:
             return
         copy = jax.tree.map(lambda x: x.copy(), _plain(state))  # the next step is given the state's own memory
@@ -95,20 +97,13 @@ class Checkpoints:
         key = jax.random.wrap_key_data(found["state"].key)
         return Resumed(TrainState(*found["state"])._replace(key=key), found["notes"])
 
-    def save_model(self, name: str, model: RTDETRv2, *, preprocessing: Preprocessing, to: Format = "orbax") -> None:
+    def save_model(self, name: str, model: RTDETRv2, *, preprocessing: Preprocessing, to: Format = "orbax") -> bool:
         """Writes a model to a folder of this name in the run's folder, in the place of an earlier one.
 
-        `rtdetrv2 detect --model` takes it, even while the run goes on. Process 0 writes.
+        `rtdetrv2 detect --model` takes it, even while the run goes on. Of several processes one writes. It returns when
+        the model is on disk, and tells whether it is: no state that is saved later tells of a model that is not there.
         """
-        if jax.process_index():
-            return
-        values = {path: np.array(value) for path, value in flat_state(model).items()}  # here, before the state changes
-
-        def write() -> None:
-            local = with_values(model, {path: jax.numpy.asarray(value) for path, value in values.items()})
-            save_model(local, self.folder / name, preprocessing=preprocessing, to=to)
-
-        self._waiting.append(self._models.submit(self._try, write, name))
+        return self._try(lambda: save_model(model, self.folder / name, preprocessing=preprocessing, to=to), name)
 
     def failures(self) -> list[str]:
         """What could not be saved since the last call, and why."""
@@ -118,15 +113,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once all that is to be saved has been, or has failed."""
-        self._try(self._states.wait_until_finished, "a state")
-        for each in self._waiting:
-            each.result()
-        self._waiting.clear()
+        if not self._try(self._states.wait_until_finished, "a state") and jax.process_index() == 0:
+            for half in (self.folder / STATES).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)  # it would take up the space that the next one needs
 
     def close(self) -> None:
         """Waits, and ends what writes."""
         self.wait()
-        self._models.shutdown()
         self._try(self._states.close, "a state")
 
     def __enter__(self) -> "Checkpoints":
@@ -137,15 +130,18 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def _try(self, write: Callable[[], object], what: str) -> None:
+    def _try(self, write: Callable[[], object], what: str) -> bool:
         try:
             write()
+            return True
         except ConfigError as error:
             self._failures.append(f"{what} is not written: {error}")
         except Exception as error:  # Orbax hands on what its threads met in types of its own
             full = os.strerror(errno.ENOSPC) in str(error) or getattr(error, "errno", None) == errno.ENOSPC
             hint = " Free some space: the run goes on, and tries again at the next save." if full else ""
-            self._failures.append(f"{what} could not be saved: {error}.{hint}")
+            said = textwrap.shorten(str(error), MOST_SAID).rstrip(".")
+            self._failures.append(f"{what} could not be saved: {said}.{hint}")
+        return False
 
 
 def _plain(state: TrainState) -> TrainState:

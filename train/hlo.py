@@ -92,16 +92,6 @@ def size_in_bytes(shape: str) -> int:
     return total
 
 
-def _cut(text: str) -> tuple[str, str]:
-    """The shape that a text begins with, without layouts and comments, and what follows it."""
-    depth = 0
-    for end, letter in enumerate(text):
-        depth += (letter in "({") - (letter in ")}")
-        if letter == " " and not depth:
-            return re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", text[:end]), text[end + 1 :]
-    return text, ""
-
-
 def arrays(shape: str) -> list[str]:
     """The arrays that a shape, perhaps a tuple's, is made of."""
     return [array[0] for array in _ARRAY.finditer(shape)]
@@ -121,6 +111,16 @@ def source(module: Module, instruction: Instruction) -> str:
     frame = re.search(r"stack_frame_id=(\d+)", instruction.rest)
     line = module.frames.get(frame[1], "") if frame else ""
     return " ".join(filter(None, (direction, operation(instruction), line))) or "what the compiler added"
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """The shape that a text begins with, without layouts and comments, and what follows it."""
+    depth = 0
+    for end, letter in enumerate(text):
+        depth += (letter in "({") - (letter in ")}")
+        if letter == " " and not depth:
+            return re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", text[:end]), text[end + 1 :]
+    return text, ""
 
 
 def _called(instruction: Instruction) -> list[str]:

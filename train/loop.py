@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.preprocessing import Preprocessing
-from rtdetrv2_jax.sharding import data_mesh, replicate
+from rtdetrv2_jax.sharding import check_batch_size, data_mesh, replicate
 from rtdetrv2_jax.weights.files import read_json, write_json
+from rtdetrv2_jax.weights.load import load_pretrained
 
 from .batches import TrainingBatches
 from .checkpoints import CheckpointError, Checkpoints
 from .curves import draw_curves
 from .interruption import Interruption
-from .journal import Journal
+from .journal import Journal, StepRecord
 from .loading import OnBadData, TrainingSource, target_slots
 from .meter import Meter
 from .pictures import save_predictions
@@ -64,9 +66,11 @@ def train(recipe: Recipe, model: RTDETRv2, data: Data, place: Place) -> Ending:
 
     Raises:
         CheckpointError: The folder has a run that is not to be resumed, or another one.
+        ShardingError, DataError: Batches cannot be shared out, or there is not one in the data.
         TrainingError: One step after another has had a loss that is not finite.
     """
     mesh = data_mesh()
+    check_batch_size(mesh, recipe.batches.size, parts=recipe.optimisation.accumulation)
     source = training_source(recipe, data, place)
     made = program(recipe, steps_per_epoch=source.steps_per_epoch)
     with Checkpoints(place.folder, mesh=mesh) as checkpoints:
@@ -128,9 +132,12 @@ class Run:
     def go(self, state: TrainState) -> Ending:
         """All steps from where `state` stands."""
         start, folder = int(state.step), self.place.folder
+        console = None if self.writes else Console(quiet=True, force_interactive=False)
         with (
             Interruption() as interruption,
-            Progress(steps=self.steps, at_step=start, steps_per_epoch=self.source.steps_per_epoch) as self.progress,
+            Progress(
+                steps=self.steps, at_step=start, steps_per_epoch=self.source.steps_per_epoch, console=console
+            ) as self.progress,
             Journal(
                 folder if self.writes else folder / f"process_{jax.process_index()}",
                 at_step=start,
@@ -141,10 +148,7 @@ class Run:
             if start < self.steps:
                 state = self._steps(state, interruption)
             if interruption.signal:
-                self._save(state)
-                self.checkpoints.wait()
-                step = int(state.step)
-                self.say(step, f"{interruption.signal}: saved after step {step}; --resume goes on from there")
+                self._leave(state, interruption.signal)
                 return "interrupted"
             self._finish(state)
             return "finished"
@@ -163,26 +167,25 @@ class Run:
                 state, metrics = programs(side)(state, loaded.batch)
                 step = loaded.step + 1
                 self.notes["batches"] = batches.state()
-                last = step == self.steps
-                if record := meter.after(loaded, metrics, side=side, flush=last):
-                    self.journal.step(record)
-                    self.progress.step(record)
-                evaluates = self._is_due(step, epoch=loaded.epoch)
+                last, evaluates = step == self.steps, self._is_due(step, epoch=loaded.epoch)
+                saves = last or evaluates or step % self.recipe.keeping.save_steps == 0
+                self._tell(meter.after(loaded, metrics, side=side, last=last))
+                if saves:
+                    self._tell(meter.flush())  # the journal has no gap if the run is killed, and goes on from there
                 if evaluates:
-                    meter.flush()
                     self._evaluate(state, epoch=loaded.epoch)
                     meter.restart_clock()
                 if interruption.asked(step):
                     break
-                if evaluates or last or step % self.recipe.keeping.save_steps == 0:
+                if saves:
                     self._save(state)
+            self._tell(meter.flush())
         finally:
             if meter.alarmed:
                 self._save(state)
             batches.close()
             if programs is not None:
                 programs.close()
-        meter.flush()
         return state
 
     def _is_due(self, step: int, *, epoch: int) -> bool:
@@ -202,12 +205,30 @@ class Run:
         if self.writes:
             self.progress.evaluated(step, figures)
             picture = self.place.folder / PICTURES / f"step_{step:07}.jpg"
-            picture.parent.mkdir(exist_ok=True)
-            save_predictions(picture, self.validation.dataset, found.shown, found.detections)
-        if self.notes["best"] is None or found.scores.ap >= self.notes["best"]["ap"]:
+            try:
+                picture.parent.mkdir(exist_ok=True)
+                save_predictions(picture, self.validation.dataset, found.shown, found.detections)
+            except OSError as error:  # a full disk, say: no reason to lose the run
+                self.say(step, f"{picture} could not be written: {error}")
+        best = self.notes["best"]
+        if (best is None or not found.scores.ap < best["ap"]) and self._keep(BEST, state):
             self.notes["best"] = {"step": step, "ap": found.scores.ap, "ap50": found.scores.ap50}
-            self.checkpoints.save_model(BEST, model_of(self.program, state), preprocessing=self.preprocessing)
             self.say(step, f"best so far: AP {found.scores.ap:.1%}, in {self.place.folder / BEST}")
+
+    def _tell(self, records: list[StepRecord]) -> None:
+        for record in records:
+            self.journal.step(record)
+            self.progress.step(record)
+
+    def _leave(self, state: TrainState, signal: str) -> None:
+        """Saves a run that is asked to end, and says so."""
+        step = int(state.step)
+        self._save(state)
+        self.checkpoints.wait()
+        self._tell_failures(step)
+        saved = self.checkpoints.latest
+        hint = "nothing is saved" if saved is None else f"saved after step {saved}; --resume goes on from there"
+        self.say(step, f"{signal}: {hint}")
 
     def _save(self, state: TrainState) -> None:
         step = int(state.step)
@@ -216,31 +237,25 @@ class Run:
 
     def _finish(self, state: TrainState) -> None:
         """Writes the models of a run that has come to its end, and draws its curves."""
-        step, folder, average = int(state.step), self.place.folder, model_of(self.program, state)
+        step, folder, best = int(state.step), self.place.folder, self.notes["best"]
         self._save(state)
-        self.checkpoints.save_model(LAST, average, preprocessing=self.preprocessing)
-        self.checkpoints.wait()
-        best = average
-        if self.notes["best"] is None:
-            self.checkpoints.save_model(BEST, average, preprocessing=self.preprocessing)
-        elif self.notes["best"]["step"] != step:
-            best = None
         if self.writes:
-            self._export(best)
+            self._keep(LAST, state)
+            if best is not None or self._keep(BEST, state):
+                model = load_pretrained(folder / BEST).model
+                self.checkpoints.save_model(HUGGING_FACE, model, preprocessing=self.preprocessing, to="hf")
             draw_curves(folder)
         self.checkpoints.wait()
         self._tell_failures(step)
-        best_so_far = self.notes["best"]
-        said = f"; the best, AP {best_so_far['ap']:.1%}, after step {best_so_far['step']}" if best_so_far else ""
+        said = f"; the best, AP {best['ap']:.1%}, after step {best['step']}" if best else ""
         self.say(step, f"done{said}: rtdetrv2 detect IMAGE --model {folder / BEST}")
 
-    def _export(self, model: RTDETRv2 | None) -> None:
-        """Writes the best model, or the one that lies there as the best, in Hugging Face's form."""
-        if model is None:
-            from rtdetrv2_jax.weights.load import load_pretrained
-
-            model = load_pretrained(self.place.folder / BEST).model
-        self.checkpoints.save_model(HUGGING_FACE, model, preprocessing=self.preprocessing, to="hf")
+    def _keep(self, name: str, state: TrainState) -> bool:
+        """Writes the average model, if this is the process that writes; tells whether it is there."""
+        if not self.writes:
+            return True
+        local = jax.device_get(state._replace(optimizer=()))  # of several processes, others hold parts of `state`
+        return self.checkpoints.save_model(name, model_of(self.program, local), preprocessing=self.preprocessing)
 
     def _tell_failures(self, step: int) -> None:
         for failure in self.checkpoints.failures():

@@ -41,39 +41,45 @@ class Meter:
         self.recipe, self.dataset, self.alarmed = recipe, dataset, False
         self._waiting: deque[_Waiting] = deque()
         self._skipped: list[LoadedBatch] = []
-        self._read: _Waiting | None = None
         self._waited, self._steps = 0.0, 0
         self._began = time.perf_counter()
 
-    def after(self, loaded: LoadedBatch, metrics: Metrics, *, side: int, flush: bool = False) -> StepRecord | None:
-        """Takes a step, and gives a record when one is due; with `flush`, of this very step.
+    def after(self, loaded: LoadedBatch, metrics: Metrics, *, side: int, last: bool = False) -> list[StepRecord]:
+        """Takes a step, and gives the records that have become due; of the last step there is one in any case.
 
         Raises:
             TrainingError: Too many steps one after another were not finite.
         """
         self._waiting.append(_Waiting(loaded, metrics, side))
         self._waited, self._steps = self._waited + loaded.wait_seconds, self._steps + 1
-        due = False
-        while self._waiting and (flush or len(self._waiting) > LATE):
-            due = self._look(self._waiting.popleft()) or due
-        return self._record() if flush or due else None
+        return self._records(late=0 if last else LATE, last=last)
 
-    def flush(self) -> None:
-        """Reads what there is to be read.
+    def flush(self) -> list[StepRecord]:
+        """Waits for all steps taken so far, and gives the records that have become due.
 
         Raises:
             TrainingError: Too many steps one after another were not finite.
         """
-        while self._waiting:
-            self._look(self._waiting.popleft())
+        return self._records(late=0)
 
     def restart_clock(self) -> None:
         """Leaves out of the images a second what went before: an evaluation, say."""
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
+    def _records(self, *, late: int, last: bool = False) -> list[StepRecord]:
+        """Looks at all steps but the `late` latest. Records that come together share what was measured since others."""
+        due = []
+        while len(self._waiting) > late:
+            step = self._waiting.popleft()
+            if self._look(step) or (last and not self._waiting):
+                due.append(step)
+        records = [self._record(step) for step in due]
+        if records:
+            self.restart_clock()
+        return records
+
     def _look(self, step: _Waiting) -> bool:
         """Reads a step's figures; tells whether a record of it is due."""
-        self._read = step
         if bool(step.metrics.finite):
             self._skipped.clear()
         else:
@@ -84,13 +90,11 @@ class Meter:
         made = step.loaded.step + 1
         return made == 1 or made % self.recipe.keeping.report_steps == 0
 
-    def _record(self) -> StepRecord | None:
-        if self._read is None:
-            return None
-        loaded, metrics, side = self._read
+    def _record(self, step: _Waiting) -> StepRecord:
+        loaded, metrics, side = step
         losses, norm, rate, boxes, _, skipped = jax.device_get(metrics)
         now, steps = time.perf_counter(), max(1, self._steps)
-        record = StepRecord(
+        return StepRecord(
             step=loaded.step + 1,
             epoch=loaded.epoch,
             losses={name: float(term) for name, term in losses.named(self.recipe.loss).items()},
@@ -104,8 +108,6 @@ class Meter:
             side=side,
             memory_bytes=_memory_bytes(),
         )
-        self.restart_clock()
-        return record
 
     def _what_happened(self) -> str:
         lines = []

@@ -5,9 +5,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from rtdetrv2_jax.commands.demo import MODEL as DEMO_MODEL
-from rtdetrv2_jax.commands.demo import SIDE as DEMO_SIDE
-from rtdetrv2_jax.config import named
+from rtdetrv2_jax.config import BackboneConfig, DecoderConfig, EncoderConfig, ModelConfig, named
+from rtdetrv2_jax.data.synthetic import CLASS_NAMES
 
 from .augmentation import NO_AUGMENTATION, Augmentation, MultiScale
 from .recipe import Averaging, Batches, Group, Keeping, Optimisation, Recipe, RecipeError, override
@@ -160,6 +159,18 @@ def finetune(images: int, *, model: str = "r18vd", epochs: int | None = None, ba
     )
 
 
+DEMO_SIDE = 256
+DEMO_MODEL = ModelConfig(
+    backbone=BackboneConfig(
+        block="basic", depths=(1, 1, 1, 1), stem_width=16, widths=(16, 32, 64, 128), batch_norm="live"
+    ),
+    encoder=EncoderConfig(width=64, ffn_width=128, expansion=0.5),
+    decoder=DecoderConfig(width=64, ffn_width=128, layers=3, queries=60, denoising=40),
+    class_names=CLASS_NAMES,
+)
+"""Less than a million parameters."""
+
+
 def demo() -> Recipe:
     """The small model of `rtdetrv2 demo`, from random numbers on 25,000 scenes that the program draws itself.
 
@@ -171,9 +182,10 @@ def demo() -> Recipe:
         name="demo",
         model=DEMO_MODEL,
         optimisation=Optimisation(1e-3, 1e-3, parameter_groups(), warmup_steps=500, schedule="flat_cosine"),
-        augmentation=Augmentation(zoom_out=None, crop=None, multi_scale=None).stopping_at(3),
-        batches=Batches(size=16, epochs=4, side=DEMO_SIDE),
+        augmentation=Augmentation(zoom_out=None, crop=None, multi_scale=None).stopping_at(2),
+        batches=Batches(size=16, epochs=3, side=DEMO_SIDE),
         averaging=Averaging(decay=0.998, ramp_steps=200),
+        keeping=Keeping(save_steps=250),
         dtype="float32",
     )
 

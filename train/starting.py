@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from .recipes import build
 SYNTHETIC = "synthetic"
 SCENES, UNSEEN_SCENES = 25_000, 500
 TRAINING_SEED, UNSEEN_SEED = 0, 1000
-"""Scenes under another seed are others. `rtdetrv2 evaluate synthetic` has the second one too."""
+"""Scenes under another seed are others. `rtdetrv2 evaluate synthetic` has a third one."""
 logger = logging.getLogger(__name__)
 
 
@@ -78,11 +79,18 @@ def open_data(
     Raises:
         DataError: Something of it is not there, or faulty and refused.
     """
+    if images is not None and images < 1:
+        raise DataError(f"--images must be at least 1, not {images}")
     training = _scenes(path, seed=TRAINING_SEED, count=SCENES)
     training = training or open_dataset(path, split=split, on_bad_data=on_bad_data)
     validation: Dataset | None = None
     if validation_split != "none":
         elsewhere = validation_path or (SYNTHETIC if isinstance(training, SyntheticDataset) else path)
+        if validation_path is None and Path(path).suffix.lower() == ".json":
+            raise DataError(
+                f"{path} is one split by itself, so that there is none to be measured on: name one with --val-data, or "
+                "give the folder of the data set. To train without validation: --val-split none."
+            )
         validation = _scenes(elsewhere, seed=UNSEEN_SEED, count=UNSEEN_SCENES)
         if validation is None:
             try:

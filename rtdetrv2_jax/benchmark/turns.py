@@ -54,13 +54,12 @@ def _milliseconds(seconds: Sequence[float], percentile: int) -> float:
 
 
 class Runtime:
-    """One runtime's process. Use as a context: the process ends with it."""
+    """One runtime's process, which answers in lines of JSON. Use as a context: the process ends with it."""
 
-    def __init__(self, name: str, folder: Path, *, dtype: str, batch: int) -> None:
-        command = [sys.executable, "-m", "rtdetrv2_jax.benchmark.runtimes", name, str(folder)]
+    def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [*command, "--dtype", dtype, "--batch", str(batch)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -87,7 +86,7 @@ class Runtime:
             raise BenchmarkError(f"{self.name} ended early: {' / '.join(words) or 'it said nothing'}")
         return json.loads(line)
 
-    def run(self, kind: Kind) -> float:
+    def run(self, kind: str) -> float:
         """The seconds of one run."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{kind}\n")
@@ -105,7 +104,8 @@ def measure(runtimes: Sequence[str], folder: Path, *, dtype: str, batch: int, ro
     try:
         ready = []
         for name in runtimes:  # one after the other: what one takes to be ready must not depend on the others
-            processes.append(Runtime(name, folder, dtype=dtype, batch=batch))
+            command = [sys.executable, "-m", "rtdetrv2_jax.benchmark.runtimes", name, str(folder)]
+            processes.append(Runtime(name, [*command, "--dtype", dtype, "--batch", str(batch)]))
             ready.append(processes[-1].answer())
         times: list[dict[Kind, list[float]]] = [{"device": [], "whole": []} for _ in processes]
         kinds: tuple[Kind, ...] = ("device", "whole")

@@ -98,7 +98,8 @@ def replaced_folder(destination: Path, *, needs: int = 0) -> Iterator[Path]:
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}.partial-"
     for stale in destination.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        if not _is_running(stale.name.removeprefix(prefix)):
+            shutil.rmtree(stale, ignore_errors=True)
     partial = destination.with_name(f"{prefix}{os.getpid()}")
     partial.mkdir()
     try:
@@ -115,6 +116,19 @@ def replaced_folder(destination: Path, *, needs: int = 0) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(process: str) -> bool:
+    """Whether the process with this number, another than this one, is there: it may be writing still."""
+    if not process.isdecimal() or int(process) == os.getpid() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:

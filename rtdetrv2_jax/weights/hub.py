@@ -1,4 +1,4 @@
-"""From what a user calls a model to a folder on this machine: a path, or an id on the Hugging Face hub."""
+"""From what a user calls a model to a folder on this machine: a path, a carried model, or an id on the hub."""
 
 import os
 import re
@@ -7,6 +7,8 @@ from pathlib import Path
 from rtdetrv2_jax.weights.files import CONFIG, INDEX, PREPROCESSOR
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+CARRIED = {"rtdetrv2-demo": Path(__file__).parents[1] / "demo_model"}
+"""Models that this package holds, by name: small, for trying things out."""
 _WANTED = [CONFIG, PREPROCESSOR, INDEX, "model*.safetensors"]
 
 
@@ -15,12 +17,12 @@ class SourceError(ValueError):
 
 
 def find(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """The local folder or file of a model: a path as it is, a hub id through the hub's cache.
+    """The local folder or file of a model: a path as it is, a carried model, a hub id through the hub's cache.
 
     The hub's own settings hold: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`.
 
     Args:
-        source: A path, or an id such as "PekingU/rtdetr_v2_r18vd".
+        source: A path, "rtdetrv2-demo", or an id such as "PekingU/rtdetr_v2_r18vd".
         revision: A branch, tag or commit of the hub's repository.
 
     Raises:
@@ -30,6 +32,8 @@ def find(source: str | os.PathLike[str], *, revision: str | None = None) -> Path
     if path.exists():
         return path
     name = os.fspath(source)
+    if name in CARRIED:
+        return CARRIED[name]
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise SourceError(
             f"there is no file or folder {name!r}, and it is not a hub id such as 'PekingU/rtdetr_v2_r18vd' either"

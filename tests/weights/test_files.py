@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,9 +53,19 @@ def test_a_full_disk_is_said_to_be_full_and_changes_nothing(tmp_path):
 
 
 def test_what_a_kill_left_behind_is_cleared_away_by_the_next_write(tmp_path):
-    (tmp_path / ".model.partial-1").mkdir()
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    (tmp_path / f".model.partial-{process.pid}").mkdir()
     write(tmp_path / "model", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere one process can't see whether another is there")
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    other = tmp_path / f".model.partial-{os.getppid()}"
+    other.mkdir()
+    write(tmp_path / "model", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "model"]
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path):
