@@ -113,9 +113,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once all that is to be saved has been, or has failed."""
-        if not self._try(self._states.wait_until_finished, "a state") and jax.process_index() == 0:
-            for half in (self.folder / STATES).glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)  # it would take up the space that the next one needs
+        self._try(self._states.wait_until_finished, "a state")
+        if jax.process_index() == 0:
+            for half in (self.folder / STATES).glob("*.orbax-checkpoint-tmp*"):  # of a save that failed
+                shutil.rmtree(half, ignore_errors=True)
 
     def close(self) -> None:
         """Waits, and ends what writes."""

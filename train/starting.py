@@ -17,7 +17,7 @@ from rtdetrv2_jax.weights.transfer import flat_state, with_values
 
 from .loading import OnBadData
 from .recipe import Recipe, RecipeError
-from .recipes import build
+from .recipes import build, summary
 
 SYNTHETIC = "synthetic"
 SCENES, UNSEEN_SCENES = 25_000, 500
@@ -112,6 +112,7 @@ def starting_point(name: str, overrides: Mapping[str, str], *, training: Dataset
         RecipeError: The recipe cannot be followed, or the checkpoint is of another network.
     """
     recipe = build(name, overrides, images=len(training))
+    summary(recipe, images=len(training))  # refuses data that do not make a batch, before weights are fetched or made
     classes = training.class_names
     recipe = dataclasses.replace(recipe, model=recipe.model.with_classes(classes))
     dtype = jnp.dtype(recipe.dtype)

@@ -1,12 +1,13 @@
 """The training loss: classification, L1 and GIoU of every output set, final, auxiliary, encoder and denoising."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rtdetrv2_jax.arrays import DenoisingTargets, Output, Prediction, Targets
 from rtdetrv2_jax.objective.matcher import MatcherSettings, match, queries_to_targets
@@ -56,7 +57,7 @@ class Losses(NamedTuple):
     encoder: Terms
     denoising: Terms
 
-    def named(self, settings: LossSettings) -> dict[str, Float[Array, ""]]:
+    def named(self, settings: LossSettings) -> Mapping[str, ScalarLike]:
         """Every term under the reference's name, in its order: `loss_vfl`, `loss_bbox_aux_0`, `loss_giou_dn_2`..."""
         names = ({"varifocal": "loss_vfl", "focal": "loss_focal"}[settings.classification], "loss_bbox", "loss_giou")
         layers, denoising = self.layers.l1.size, self.denoising.l1.size
