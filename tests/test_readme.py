@@ -193,6 +193,7 @@ def test_the_two_commands_are_there_for_newcomers_and_for_ci():
         assert shlex.join(words[-1]) == f".venv/bin/{last}"
 
 
+@pytest.mark.slow
 def test_the_models_and_their_parameters_are_those_of_the_configurations():
     table = re.findall(r"^\| (r\d\w+) \| (.*) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert [name for name, _ in table] == list(RELEASED)

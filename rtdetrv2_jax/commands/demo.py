@@ -4,6 +4,7 @@ The checkpoint comes with the package: a small RT-DETRv2 of this project's own, 
 """
 
 import argparse
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rtdetrv2_jax.weights.hub import CARRIED
 (MODEL,) = CARRIED
 SEED = 2000
 """Of scenes that were neither trained on nor used to choose among weights."""
-AVERAGE_PRECISION = 0.0
+AVERAGE_PRECISION = 0.703
 """On 500 scenes of that seed: `rtdetrv2 evaluate synthetic:500 --model rtdetrv2-demo`."""
 
 
@@ -31,14 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draws, detects, and gives the exit status."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory() as folder:
+    save = arguments.save.expanduser().absolute()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # so that scenes go by their names alone
         drawn = SyntheticDataset(arguments.scenes, seed=arguments.seed)
-        scenes = [str(Path(folder) / f"scene_{index}.png") for index in range(arguments.scenes)]
+        scenes = [f"scene_{index}.png" for index in range(arguments.scenes)]
         for index, file in enumerate(scenes):
             Image.fromarray(drawn[index].read()).save(file)
         parser = argparse.ArgumentParser()
         detect.add_arguments(parser)
-        status = detect.run(parser.parse_args([*scenes, "--model", MODEL, "--save", str(arguments.save)]))
+        status = detect.run(parser.parse_args([*scenes, "--model", MODEL, "--save", str(save)]))
     console.print(
         f"The model, {MODEL}, has an average precision of {AVERAGE_PRECISION:.1%} on 500 scenes that it has never "
         f"seen. Pictures with boxes are in {arguments.save}/"

@@ -234,6 +234,7 @@ def test_denoising_outputs_without_targets_are_an_error_and_the_reverse_too():
         losses.criterion(output._replace(denoising=()), targets, denoising=sought)
 
 
+@pytest.mark.slow
 def test_a_batch_spread_over_devices_has_the_same_loss_and_gradient():
     output, targets, sought = random_case([3, 0, 5, 1, 1, 2, 0, 4])
     mesh = Mesh(np.array(jax.devices()), ("data",))
