@@ -260,12 +260,12 @@ def test_no_file_names_a_place_on_one_machine():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> dict[str, str]:
-    """The text of every file of the wheel, which is built without a network."""
+def wheel(tmp_path_factory) -> dict[str, bytes]:
+    """What every file of the wheel holds, which is built without a network."""
     builders = pytest.importorskip("hatchling.builders.wheel", reason="needs hatchling, which the test extra brings")
     (path,) = builders.WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("wheel")))
     with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name).decode() for name in archive.namelist()}
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
@@ -274,8 +274,14 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     assert sorted(name for name in names if name.endswith(".py")) == [p.as_posix() for p in sources(ROOT, LIBRARY)]
 
 
+def test_the_wheel_carries_a_small_model(wheel):
+    model = {name.rpartition("/")[2]: len(held) for name, held in wheel.items() if "/demo_model/" in name}
+    assert set(model) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert sum(model.values()) < 8e6
+
+
 def test_the_wheel_brings_its_licence_and_its_command_and_asks_for_no_heavy_package(wheel):
-    about = {name.partition(".dist-info/")[2]: text for name, text in wheel.items()}
+    about = {name.partition(".dist-info/")[2]: text.decode() for name, text in wheel.items() if ".dist-info/" in name}
     assert about["licenses/LICENSE"] == (ROOT / "LICENSE").read_text()
     assert about["licenses/NOTICE"] == (ROOT / "NOTICE").read_text()
     assert "rtdetrv2 = rtdetrv2_jax.cli:main" in about["entry_points.txt"]

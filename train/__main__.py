@@ -167,7 +167,8 @@ def _advise(recipe: Recipe, data: Data, console: Console) -> None:
 
 
 def _show(recipe: Recipe, data: Data, place: Place, file: Path) -> None:
-    with TrainingBatches(training_source(recipe, data, place), mesh=data_mesh()) as batches:
+    own = data_mesh(jax.local_devices()[:1])  # one device can show any batch
+    with TrainingBatches(training_source(recipe, data, place), mesh=own) as batches:
         loaded = next(batches)
     side = recipe.side_at(loaded.step, epoch=loaded.epoch)
     key, _ = step_keys(jax.random.key(recipe.seed), loaded.step)

@@ -114,7 +114,14 @@ ON_THE_HUB = ("r18vd", "r34vd", "r50vd", "r101vd")
 BACKBONE_RATES = {"r18vd": 1e-4, "r34vd": 5e-5, "r50vd_m": 1e-5, "r50vd": 1e-5, "r101vd": 1e-6}
 
 
-def finetune(images: int, *, model: str = "r18vd", epochs: int | None = None, batch_size: int | None = None) -> Recipe:
+def finetune(
+    images: int,
+    *,
+    model: str = "r18vd",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    devices: int = 1,
+) -> Recipe:
     """A recipe for `images` of your own, from a checkpoint trained on COCO; all lengths are shares of the run.
 
     The published lengths fit half a million steps. On 500 images their warm-up alone lasts 65 epochs, and the average
@@ -133,10 +140,12 @@ def finetune(images: int, *, model: str = "r18vd", epochs: int | None = None, ba
         model: which released one to start from.
         epochs: instead of what is derived.
         batch_size: likewise; 16, but fewer where the data would not make eight batches.
+        devices: that share a batch, whose size is a multiple of their number unless it is given.
     """
     if images < 1:
         raise RecipeError("there are no images to train on")
-    size = batch_size or min(16, max(1, images // 8 // 4 * 4 or images // 8))
+    size = min(16, max(1, images // 8 // 4 * 4 or images // 8))
+    size = batch_size or max(1, round(size / devices)) * devices
     per_epoch = max(1, images // size)
     epochs = epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, round(WANTED_STEPS / per_epoch)))
     steps = per_epoch * epochs
@@ -219,10 +228,11 @@ FIXED = {recipe.__name__: recipe for recipe in (*PUBLISHED, demo, debug)}
 NAMES = (*FIXED, "finetune")
 
 
-def build(name: str, overrides: Mapping[str, str], *, images: int) -> Recipe:
+def build(name: str, overrides: Mapping[str, str], *, images: int, devices: int = 1) -> Recipe:
     """The recipe of this name for so many training images, with fields overridden by their dotted paths.
 
-    `finetune` derives its lengths anew where its model, its epochs or its batch size are overridden.
+    `finetune` derives its lengths anew where its model, its epochs or its batch size are overridden; `devices` is how
+    many share its batch.
 
     Raises:
         RecipeError: There is no such recipe or field, or a value is none of the field's.
@@ -241,6 +251,7 @@ def build(name: str, overrides: Mapping[str, str], *, images: int) -> Recipe:
             model=overrides.get("model", "r18vd"),
             epochs=sizes.epochs if "batches.epochs" in overrides else None,
             batch_size=sizes.size if "batches.size" in overrides else None,
+            devices=devices,
         )
     return override(recipe, overrides)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -111,7 +112,7 @@ def starting_point(name: str, overrides: Mapping[str, str], *, training: Dataset
     Raises:
         RecipeError: The recipe cannot be followed, or the checkpoint is of another network.
     """
-    recipe = build(name, overrides, images=len(training))
+    recipe = build(name, overrides, images=len(training), devices=jax.device_count())
     summary(recipe, images=len(training))  # refuses data that do not make a batch, before weights are fetched or made
     classes = training.class_names
     recipe = dataclasses.replace(recipe, model=recipe.model.with_classes(classes))

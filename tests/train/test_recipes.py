@@ -159,3 +159,10 @@ def test_all_hosts_draw_the_same_size_for_a_step_and_many_over_a_run():
     assert 0.15 < sides.count(640) / 400 < 0.32
     assert {recipe.side_at(step, epoch=71) for step in range(50)} == {640}
     assert debug().all_sides() == (256,)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8, 32])
+@pytest.mark.parametrize("images", [6, 100, 5000])
+def test_a_derived_batch_is_shared_out_evenly(images, devices):
+    assert finetune(images, devices=devices).batches.size % devices == 0
+    assert build("finetune", {}, images=images, devices=devices) == finetune(images, devices=devices)
