@@ -11,7 +11,7 @@ from PIL import Image
 
 from rtdetrv2_jax import Preprocessing, save_model
 from rtdetrv2_jax.cli import main
-from rtdetrv2_jax.commands.evaluate import SPELLINGS
+from rtdetrv2_jax.commands.evaluate import SEED, SPELLINGS
 from rtdetrv2_jax.config import COCO_CLASS_NAMES
 from rtdetrv2_jax.data import SyntheticDataset, open_dataset
 from rtdetrv2_jax.detector import Detector, Found, Result
@@ -113,7 +113,7 @@ def test_bad_images_are_reported_and_count_as_nothing_found(checkpoint, animals,
 
 
 def test_a_model_that_finds_all_is_perfect_whatever_the_order_of_its_classes(told, capsys):
-    scenes = SyntheticDataset(6, seed=1000)
+    scenes = SyntheticDataset(6, seed=SEED)
     told(["ant", *reversed(SHAPES)], [([SHAPES[i] for i in one.labels], one.boxes_xyxy_pixels) for one in scenes])
     assert evaluate("synthetic:6") == 0
     rows = figures(capsys.readouterr().out)

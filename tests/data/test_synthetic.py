@@ -15,8 +15,8 @@ EXPECTED_BITS = 8271799387826207682
 EXPECTED_INTEGERS = [43, 41, 27, 82, 4, 9]
 EXPECTED_BYTES = [[29, 44, 97], [83, 64, 219]]
 EXPECTED_NAMES = ["triangle", "fish", "fish", "star", "star"]
-EXPECTED_BOXES = [[0.0, 74.0, 70.0, 164.0], [77.0, 67.0, 144.0, 135.0], [62.0, 2.0, 114.0, 43.0]]
-EXPECTED_MEAN = [135.39, 130.6, 116.24]
+EXPECTED_BOXES = [[0.0, 59.0, 56.0, 131.0], [61.0, 52.0, 117.0, 108.0], [49.0, 1.0, 93.0, 35.0]]
+EXPECTED_MEAN = [135.14, 130.25, 115.98]
 
 
 def test_a_scene_is_the_same_whatever_was_drawn_before():
