@@ -127,7 +127,9 @@ def _matches(pattern: str) -> list[str]:
         raise ImageError("no such file or folder")
     images = sorted(name for name in found if _looks_like_image(Path(name)))
     if not images:
-        raise ImageError(f"{what} {len(found)} files, none of them an image ({' '.join(IMAGE_SUFFIXES)})")
+        files = [name for name in found if Path(name).is_file()]
+        deeper = f"; for those in its folders, give '{pattern}/**'" if path.is_dir() and len(found) > len(files) else ""
+        raise ImageError(f"{what} {len(files)} files, none of them an image ({' '.join(IMAGE_SUFFIXES)}){deeper}")
     return images
 
 

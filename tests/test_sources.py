@@ -65,6 +65,16 @@ def test_files_folders_globs_and_addresses_are_found_in_order_and_once(tmp_path,
     assert find_images([]) == []
 
 
+def test_a_folder_of_folders_alone_gets_the_pattern_that_reaches_into_them(tmp_path):
+    inner = tmp_path / "data" / "images"
+    inner.mkdir(parents=True)
+    (inner / "a.png").touch()
+    with pytest.raises(ImageError, match=r"holds 0 files.*; for those in its folders, give '(.*)'") as caught:
+        find_images([str(tmp_path / "data")])
+    pattern = str(caught.value).partition("give '")[2].partition("'")[0]
+    assert find_images([pattern]) == [str(inner / "a.png")]
+
+
 def test_patterns_that_find_nothing_are_all_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
