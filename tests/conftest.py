@@ -1,10 +1,16 @@
-"""What every test runs under: eight fake devices, strict promotion, checked shapes; and what many of them use."""
+"""What every test runs under: eight fake devices, strict promotion, checked shapes; and what many of them use.
+
+Compiled programs are kept beside pytest's own cache, for all its workers and for the next time: compiling is most of
+what the tests take.
+"""
 
 import os
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest

@@ -127,6 +127,7 @@ def test_half_precision_becomes_float32(hf_folder, tmp_path, convert, dtype):
         np.testing.assert_array_equal(tensor, half[key].astype(tensor.dtype), err_msg=key)
 
 
+@pytest.mark.slow
 def test_an_early_exit_needs_its_unused_layers_dropped_for_hugging_face(make_model, small, tmp_path, convert):
     decoder = dataclasses.replace(small.config.decoder, layers=3, inference_layers=2)
     model = make_model(dataclasses.replace(small.config, decoder=decoder))
@@ -146,6 +147,7 @@ def test_an_early_exit_needs_its_unused_layers_dropped_for_hugging_face(make_mod
         np.testing.assert_array_equal(value, kept[path])
 
 
+@pytest.mark.slow
 def test_points_that_differ_by_level_stay_in_folders_of_ours(make_model, small, tmp_path, convert):
     decoder = dataclasses.replace(small.config.decoder, points=(1, 3, 2))
     model = make_model(dataclasses.replace(small.config, decoder=decoder))

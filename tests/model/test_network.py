@@ -96,6 +96,7 @@ def test_the_answer_is_that_of_the_last_layer_that_inference_runs(tiny_config):
     np.testing.assert_array_equal(output.boxes, output.layers[0].boxes)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_and_answers_in_float32(tiny_config):
     images = images_of((1, 128, 160, 3))
     wide = forward(untrained_model(tiny_config), images, None)

@@ -82,6 +82,7 @@ def test_we_are_as_close_to_float64_as_the_authors_float32_is(shared, case):
         assert np.abs(ours - exact).max() <= 2 * np.abs(acts[name] - exact).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HUGGING_FACE_CASES)
 def test_the_hugging_face_folder_gives_the_same_model(shared, case):
     golden = shared / "golden"

@@ -31,8 +31,10 @@ PREPROCESSING = Preprocessing(size=(64, 64))
 ODD = np.array([0x00000001, 0x80000000, 0x7FC01234, 0xFF800000, 0x3F800001], np.uint32).view(np.float32)
 """The smallest number there is, a negative zero, something that is no number, an infinity, one and a little."""
 
-unraisable = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Where Orbax gives up on a state, it leaves reads behind that nobody waits for."""
+unraisable = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+"""Where Orbax gives up on a state, it leaves reads behind that nobody waits for, and writes that find no folder."""
 
 
 @pytest.fixture
@@ -107,6 +109,7 @@ def test_a_state_comes_back_to_the_bit_with_its_types_its_key_and_the_notes(tmp_
     np.testing.assert_array_equal(jax.random.normal(found.key, (4,)), jax.random.normal(state.key, (4,)))
 
 
+@pytest.mark.slow
 def test_a_whole_network_comes_back_to_the_bit(tmp_path, mesh, tiny_config, tiny_model):
     recipe = dataclasses.replace(debug(), model=tiny_config)
     whole = init_state(program(recipe, steps_per_epoch=4), tiny_model)
@@ -154,6 +157,7 @@ def test_the_same_step_is_not_saved_twice(tmp_path, mesh, fresh, monkeypatch):
     assert notes == NOTES
 
 
+@unraisable
 @pytest.mark.parametrize("place", ["before it begins", "while it is written", "when it takes its place"])
 def test_a_save_that_fails_is_told_loses_nothing_and_the_next_one_works(tmp_path, mesh, fresh, monkeypatch, place):
     owner, name = {
@@ -183,6 +187,7 @@ def test_a_save_that_fails_is_told_loses_nothing_and_the_next_one_works(tmp_path
     assert "4.orbax-checkpoint-tmp" not in saved_steps(tmp_path)  # it took up space
 
 
+@unraisable
 def test_a_save_that_fails_unseen_does_not_take_the_next_one_with_it(tmp_path, mesh, fresh, monkeypatch):
     with Checkpoints(tmp_path, mesh=mesh) as checkpoints:
         with monkeypatch.context() as patch:

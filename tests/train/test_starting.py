@@ -165,6 +165,7 @@ def test_classes_that_the_checkpoint_knows_keep_their_rows_and_all_else_its_numb
     assert new == 2 * (1 + tiny_model.config.decoder.layers) + 1
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_start_and_another_gives_another(checkpoint):
     def start(seed: str) -> dict[str, np.ndarray]:
         changes = {"start": str(checkpoint), "dtype": "float32", "seed": seed}
