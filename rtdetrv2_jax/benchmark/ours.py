@@ -1,4 +1,4 @@
-"""This library, as one of the runtimes that are measured."""
+"""This library, as one of the runtimes that are measured, and the models that all of them are given."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from rtdetrv2_jax.benchmark.loaded import SIDE, Cost, Loaded, best_scores, picture, pixels
+from rtdetrv2_jax.config import RELEASED, named
 from rtdetrv2_jax.detector import Detector
+from rtdetrv2_jax.weights.load import inference_layers_only, load_pretrained, save_model
+from rtdetrv2_jax.weights.untrained import untrained_model
+
+
+def write_checkpoint(name: str, folder: Path) -> None:
+    """Writes what all runtimes can load: a released size with random weights, or a checkpoint that there is.
+
+    Raises:
+        ConfigError, SourceError: There is no such size or checkpoint; the message says what can be done.
+    """
+    if name not in RELEASED and not Path(name).exists() and "/" not in name:
+        named(name)  # raises, and suggests a name
+    model = untrained_model(named(name)) if name in RELEASED else load_pretrained(name).model
+    save_model(inference_layers_only(model), folder, to="hf")
 
 
 def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:

@@ -81,7 +81,9 @@ def load_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded:
         session.run_with_iobinding(bound)
         bound.synchronize_outputs()
 
-    return _array_loaded(device, lambda x: session.run(None, {"x": x}), inputs, f"ONNX Runtime {onnxruntime.__version__}")
+    return _array_loaded(
+        device, lambda x: session.run(None, {"x": x}), inputs, f"ONNX Runtime {onnxruntime.__version__}"
+    )
 
 
 def load_openvino(folder: Path, *, dtype: str, batch: int) -> Loaded:
@@ -136,7 +138,9 @@ def _torch_loaded(
     def whole() -> Any:
         images = [Image.open(io.BytesIO(data)).convert("RGB") for data in encoded]
         with without_gradients():
-            outputs = prepared(pixel_values=processor(images=images, return_tensors="pt")["pixel_values"].to(where, kind))
+            outputs = prepared(
+                pixel_values=processor(images=images, return_tensors="pt")["pixel_values"].to(where, kind)
+            )
         found = processor.post_process_object_detection(outputs, target_sizes=[(480, 640)] * batch)
         return [{key: value.cpu() for key, value in one.items()} for one in found]
 

@@ -16,14 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rtdetrv2_jax.benchmark.ours import write_checkpoint
 from rtdetrv2_jax.benchmark.record import leave_memory_to_others, machine, record
 from rtdetrv2_jax.benchmark.runtimes import LOADERS, measurable
 from rtdetrv2_jax.benchmark.turns import measure
-from rtdetrv2_jax.config import RELEASED, named
-from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.weights.files import write_json
-from rtdetrv2_jax.weights.load import inference_layers_only, load_pretrained, save_model
-from rtdetrv2_jax.weights.untrained import untrained_model
 
 Figures = list[dict[str, Any]]
 
@@ -76,7 +73,7 @@ def _measure(model: str, runtimes: list[str], arguments: argparse.Namespace) -> 
     failed: Figures = []
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status(f"preparing {model}") as status:
         checkpoint = Path(folder) / "model"
-        save_model(_model(model), checkpoint, to="hf")
+        write_checkpoint(model, checkpoint)
         for batch in arguments.batch:
             status.update(f"{model}, batch {batch}: {', '.join(runtimes)}, {arguments.rounds} rounds")
             measured, missed = measure(
@@ -90,14 +87,6 @@ def _measure(model: str, runtimes: list[str], arguments: argparse.Namespace) -> 
             figures += [about | one.summary() for one in measured]
             failed += [about | one._asdict() for one in missed]
     return figures, failed
-
-
-def _model(name: str) -> RTDETRv2:
-    if name in RELEASED:
-        return inference_layers_only(untrained_model(named(name)))
-    if not Path(name).exists() and "/" not in name:
-        named(name)  # raises, and suggests a name
-    return inference_layers_only(load_pretrained(name).model)
 
 
 def _table(figures: Figures) -> Table:
