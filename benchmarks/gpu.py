@@ -85,7 +85,7 @@ def network(taking: Taking, arguments: argparse.Namespace) -> None:
                     batch=batch,
                     rounds=arguments.rounds,
                     runs=arguments.runs,
-                    patience=taking.left,
+                    until=taking.end,
                 )
                 taking.add([about | one.summary() for one in measured], [about | one._asdict() for one in failed])
 
@@ -98,7 +98,7 @@ def training(taking: Taking, arguments: argparse.Namespace) -> None:
             about = {"model": model, "dtype": arguments.dtype, "batch": batch, "side": arguments.side}
             if not taking.begins(about):
                 continue
-            figures, failed = measure_steps(kinds, **about, rounds=arguments.rounds, patience=taking.left)
+            figures, failed = measure_steps(kinds, **about, rounds=arguments.rounds, until=taking.end)
             for one in figures:
                 if one["kind"] == "jax":
                     spent = matching_milliseconds(model, batch=batch, rounds=arguments.rounds)
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=640, help="of training images (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of each (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=30, help="runs of the network in a turn (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=540, help="for all of it (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=500, help="for all of it (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the least of everything, to see that it works")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -146,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     began, missing = time.monotonic(), False
     for part in arguments.parts:
         left = arguments.seconds - (time.monotonic() - began)
-        name = "-".join([part, *(arguments.models or ()), *map(str, arguments.batch or ())])
+        chosen = [*(arguments.models or ()), *map(str, arguments.batch or ())] if part in MODELS else []
+        name = "-".join([part, *chosen])
         taking = Taking(WHAT[part], arguments.out / f"{name}.json", seconds=left)
         PARTS[part](taking, arguments)
         missing |= bool(taking.failed)

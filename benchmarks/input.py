@@ -1,7 +1,7 @@
 """How fast one core makes training images of a data set: decoded, augmented, and laid into batches.
 
-It all happens in this thread, as it would in one worker of a run; the seconds are those of the processor, so that others
-on the machine change little. What the device does to images is not in it.
+It all happens in this thread, as it would in one worker of a run; the seconds are those of the processor, so that
+others on the machine change little. What the device does to images is not in it.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetrv2_jax.benchmark.record import leave_memory_to_others, machine, record
-from rtdetrv2_jax.benchmark.turns import PATIENCE_SECONDS, BenchmarkError, Runtime, roofline
+from rtdetrv2_jax.benchmark.turns import BenchmarkError, Runtime, is_over, roofline
 from rtdetrv2_jax.config import RELEASED
 from rtdetrv2_jax.weights.files import write_json
 
@@ -69,9 +69,12 @@ def measure(
     side: int,
     dtype: str,
     rounds: int,
-    patience: float = PATIENCE_SECONDS,
+    until: float | None = None,
 ) -> tuple[Figures, Figures]:
-    """The seconds of each kind's steps over some rounds in which all take turns; and what failed, the rest going on."""
+    """The seconds of each kind's steps over some rounds in which all take turns; and what failed, the rest going on.
+
+    No round begins after `until`, by `time.monotonic`, but for the first.
+    """
     about = {"model": model, "dtype": dtype, "batch": batch, "side": side}
     options = [word for name, value in about.items() for word in (f"--{name}", str(value))]
     processes: list[Runtime] = []
@@ -80,12 +83,14 @@ def measure(
     try:
         for kind in kinds:
             command = [sys.executable, "-m", "train.benchmark_steps", kind, *options]
-            processes.append(Runtime(kind, command, patience=patience))
+            processes.append(Runtime(kind, command, until=until))
             try:
                 taking.append((processes[-1], processes[-1].answer(), []))
             except BenchmarkError as error:
                 failed.append(about | {"kind": kind, "reason": str(error)})
-        for _ in range(rounds):
+        for turn in range(rounds):
+            if turn and is_over(until):
+                break
             for one in list(taking):
                 try:
                     one[2].extend(one[0].run("step"))

@@ -21,7 +21,9 @@ KINDS: tuple[Kind, ...] = ("device", "whole")
 PAUSE_SECONDS = 0.3
 """Before each run: threads of the runtime before spin on for a while, and would take the next one's processors."""
 PATIENCE_SECONDS = 1800.0
-"""A process that says nothing for so long has failed."""
+"""A process that says nothing for so long has failed, if no time is given."""
+GRACE_SECONDS = 30.0
+"""A run that has begun before the time is over may take so long."""
 
 
 class BenchmarkError(RuntimeError):
@@ -91,12 +93,13 @@ def _milliseconds(seconds: Sequence[float], percentile: int) -> float:
 class Runtime:
     """One runtime's process, which answers in lines of JSON. Use as a context: the process ends with it.
 
-    What it says besides goes to a file: compilers say so much that they would fill a pipe, and stop.
+    What it says besides goes to a file: compilers say so much that they would fill a pipe, and stop. Where a time is
+    given, `until`, by `time.monotonic`, it has failed if it is not ready by then.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, name: str, command: Sequence[str], *, until: float | None = None) -> None:
         self.name = name
-        self.patience = patience
+        self.until = until
         self.words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self.process = subprocess.Popen(
             command,
@@ -121,15 +124,16 @@ class Runtime:
             BenchmarkError: It ended instead, or said nothing for too long; its last words are in the message.
         """
         assert self.process.stdout is not None
-        watch = threading.Timer(self.patience, self.process.kill)
         began = time.monotonic()
+        patience = PATIENCE_SECONDS if self.until is None else max(GRACE_SECONDS, self.until - began)
+        watch = threading.Timer(patience, self.process.kill)
         watch.start()
         line = self.process.stdout.readline()
         watch.cancel()
         if line:
             return json.loads(line)
-        if time.monotonic() - began >= self.patience:
-            raise BenchmarkError(f"{self.name} said nothing for {self.patience:.0f} s")
+        if time.monotonic() - began >= patience:
+            raise BenchmarkError(f"{self.name} said nothing for {patience:.0f} s")
         self.process.wait()
         self.words.seek(0)
         words = self.words.read().strip().splitlines()[-3:]
@@ -166,11 +170,12 @@ def measure(
     batch: int,
     rounds: int,
     runs: int = 1,
-    patience: float = PATIENCE_SECONDS,
+    until: float | None = None,
 ) -> tuple[list[Measured], list[Failed]]:
     """Each runtime's times over some rounds in which all take turns of some runs; the first is the one to compare with.
 
-    A runtime that fails is told of, and the others go on.
+    A runtime that fails is told of, and the others go on. No round begins after `until`, by `time.monotonic`, but for
+    the first.
     """
     taking: list[_Taking] = []
     failed: list[Failed] = []
@@ -178,12 +183,14 @@ def measure(
     try:
         for name in runtimes:  # one after the other: what one takes to be ready must not depend on the others
             command = [sys.executable, "-m", "rtdetrv2_jax.benchmark.runtimes", name, str(folder)]
-            processes.append(Runtime(name, [*command, "--dtype", dtype, "--batch", str(batch)], patience=patience))
+            processes.append(Runtime(name, [*command, "--dtype", dtype, "--batch", str(batch)], until=until))
             try:
                 taking.append(_Taking(processes[-1], processes[-1].answer(), {"device": [], "whole": []}))
             except BenchmarkError as error:
                 failed.append(Failed(name, batch, str(error)))
-        for _ in range(rounds):
+        for turn in range(rounds):
+            if turn and is_over(until):
+                break
             for kind in KINDS:
                 for one in list(taking):
                     time.sleep(PAUSE_SECONDS)
@@ -196,6 +203,11 @@ def measure(
         for process in processes:
             process.__exit__()
     return _measured(taking, batch=batch), failed
+
+
+def is_over(until: float | None) -> bool:
+    """Whether the time is over, if there is one."""
+    return until is not None and time.monotonic() > until
 
 
 def _measured(taking: Sequence[_Taking], *, batch: int) -> list[Measured]:
