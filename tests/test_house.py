@@ -36,8 +36,8 @@ PLAIN_PACKAGES = ("jaxtyping", "numpy", "PIL", "yaml")
 DOORS = {
     "torch": ("convert/*", "rtdetrv2_jax/benchmark/peers.py", "train/benchmark_steps.py", "tests/parity/*"),
     "transformers": ("convert/*", "rtdetrv2_jax/benchmark/peers.py", "train/benchmark_steps.py", "tests/parity/*"),
-    "onnxruntime": ("rtdetrv2_jax/benchmark/peers.py",),
-    "openvino": ("rtdetrv2_jax/benchmark/peers.py",),
+    "onnxruntime": ("rtdetrv2_jax/benchmark/peers.py", "tests/parity/*"),
+    "openvino": ("rtdetrv2_jax/benchmark/peers.py", "tests/parity/*"),
     "grain": ("train/batches.py", "train/loading.py", "tests/train/*"),
     "matplotlib": ("train/curves.py", "tests/train/test_curves.py"),
     "tensorboardX": ("train/journal.py", "tests/train/test_journal.py"),
@@ -251,7 +251,7 @@ def test_no_file_names_a_place_on_one_machine():
     place = re.compile(r"(?<![\w.}])/(home|root|Users|work|mnt|tmp|opt|data)/\w|\b[A-Z]:\\\\?\w")
     written = [
         *(ROOT / path for path in sources(ROOT, LIBRARY, *PROGRAMS, MEASUREMENTS, "tests")),
-        *(path for path in ROOT.iterdir() if path.is_file()),
+        *(path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"),
         *(path for path in (ROOT / ".ci").rglob("*") if path.is_file()),
     ]
     found = [
