@@ -39,7 +39,7 @@ def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:
     )
     jitted: Any = detector.run.func
     logits = jax.jit(lambda model, x: model(x).logits)(
-        detector.model, jnp.asarray(pixels(images[0])[None]) / jnp.float32(255)
+        detector.model, jnp.asarray(pixels(images[0])[None], jnp.float32) / jnp.float32(255)
     )
     return Loaded(
         device=lambda: jax.block_until_ready(detector.run(*inputs)),
