@@ -52,13 +52,15 @@ def test_where_all_fail_nothing_is_measured(tmp_path):
     assert len(failed) == 1
 
 
-def test_a_runtime_that_is_not_ready_in_time_is_ended_and_rounds_are_cut_short(tmp_path, monkeypatch):
-    monkeypatch.setattr(turns, "GRACE_SECONDS", 2.0)
-    measured, (failed,) = measure(
-        ["good", "silent"], tmp_path, dtype="float32", batch=1, rounds=1000, until=time.monotonic() + 1.0
-    )
+def test_a_runtime_that_is_not_ready_in_time_is_ended_and_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "GRACE_SECONDS", 0.2)
+    _, (failed,) = measure(["silent"], tmp_path, dtype="float32", batch=1, rounds=1, until=time.monotonic())
     assert failed.reason.startswith("silent said nothing")
-    assert [len(one.device) for one in measured] == [1]
+
+
+def test_when_the_time_is_over_no_round_begins_but_the_first(tmp_path):
+    (one,), _ = measure(["good"], tmp_path, dtype="float32", batch=1, rounds=1000, until=time.monotonic() - 1.0)
+    assert len(one.device) == len(one.whole) == 1
 
 
 def test_a_turn_may_be_of_several_runs(tmp_path):
