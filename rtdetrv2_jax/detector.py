@@ -1,5 +1,6 @@
 """The detector: images in, named boxes out, through one compiled function."""
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -222,7 +223,7 @@ class Detector:
         return np.array([threshold.get(name, DEFAULT_THRESHOLD) for name in self.config.class_names], np.float32)
 
 
-def _compiled(model: RTDETRv2, preprocessing: Preprocessing) -> Callable[..., Detections]:
+def _compiled(model: RTDETRv2, preprocessing: Preprocessing) -> functools.partial[Detections]:
     """`detect` for one model, jitted. The model goes in as a flat list: that costs less a call than its tree."""
     leaves, structure = jax.tree.flatten(model)
 
@@ -232,7 +233,7 @@ def _compiled(model: RTDETRv2, preprocessing: Preprocessing) -> Callable[..., De
             return detect(model, images, sizes, preprocessing=preprocessing, content_sizes=content_sizes)
 
     compiled = jax.jit(run, compiler_options=compiler_options())
-    return lambda *arrays: compiled(leaves, *arrays)
+    return functools.partial(compiled, leaves)
 
 
 def _read_ahead(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARY, PROGRAMS = "rtdetrv2_jax", ("convert", "train")
+LIBRARY, PROGRAMS, MEASUREMENTS = "rtdetrv2_jax", ("convert", "train"), "benchmarks"
 
 LAYERS = (
     ("compilation", "config", "palette", "sharding", "sources"),
@@ -34,8 +34,10 @@ PLAIN_PACKAGES = ("jaxtyping", "numpy", "PIL", "yaml")
 """The packages that such parts may import beside the standard library."""
 
 DOORS = {
-    "torch": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "train/benchmark_steps.py", "tests/parity/*"),
-    "transformers": ("convert/*", "rtdetrv2_jax/benchmark/runtimes.py", "train/benchmark_steps.py", "tests/parity/*"),
+    "torch": ("convert/*", "rtdetrv2_jax/benchmark/peers.py", "train/benchmark_steps.py", "tests/parity/*"),
+    "transformers": ("convert/*", "rtdetrv2_jax/benchmark/peers.py", "train/benchmark_steps.py", "tests/parity/*"),
+    "onnxruntime": ("rtdetrv2_jax/benchmark/peers.py", "tests/parity/*"),
+    "openvino": ("rtdetrv2_jax/benchmark/peers.py", "tests/parity/*"),
     "grain": ("train/batches.py", "train/loading.py", "tests/train/*"),
     "matplotlib": ("train/curves.py", "tests/train/test_curves.py"),
     "tensorboardX": ("train/journal.py", "tests/train/test_journal.py"),
@@ -86,7 +88,7 @@ def within(module: str, package: str) -> bool:
 
 
 def direction_faults(root: Path) -> list[str]:
-    """Every import that goes up, sideways, or from one program to the other."""
+    """Every import that goes up, sideways, from one program to the other, or to the measurements of all."""
     rank = {part: index for index, parts in enumerate(LAYERS) for part in parts}
     faults = []
     for path in sources(root, LIBRARY):
@@ -98,7 +100,7 @@ def direction_faults(root: Path) -> list[str]:
             continue
         for found in imports(root, path):
             names = found.module.split(".")
-            if names[0] in PROGRAMS:
+            if names[0] in (*PROGRAMS, MEASUREMENTS):
                 faults.append(f"{path}:{found.line} the library imports the program {names[0]}")
             if names[0] != LIBRARY or names[1:2] == [part]:
                 continue
@@ -109,7 +111,7 @@ def direction_faults(root: Path) -> list[str]:
         for path in sources(root, program):
             for found in imports(root, path):
                 first = found.module.split(".")[0]
-                if first in PROGRAMS and first != program:
+                if first in (*PROGRAMS, MEASUREMENTS) and first != program:
                     faults.append(f"{path}:{found.line} {program} imports {first}")
                 if first == program and not found.relative:
                     faults.append(f"{path}:{found.line} siblings of {program} import each other relatively")
@@ -133,7 +135,7 @@ def door_faults(root: Path) -> list[str]:
     """Every import of a heavy package by a file that is not its door."""
     return [
         f"{path}:{found.line} imports {package}, whose doors are {', '.join(doors)}"
-        for path in sources(root, LIBRARY, *PROGRAMS, "tests")
+        for path in sources(root, LIBRARY, *PROGRAMS, MEASUREMENTS, "tests")
         for found in imports(root, path)
         for package, doors in DOORS.items()
         if within(found.module, package) and not any(fnmatchcase(path.as_posix(), door) for door in doors)
@@ -175,8 +177,10 @@ def test_each_heavy_package_has_its_doors():
         ("rtdetrv2_jax/model/layers.py", "from ..weights import table", "imports weights"),
         ("rtdetrv2_jax/weights/table.py", "import rtdetrv2_jax", "imports the whole library"),
         ("rtdetrv2_jax/weights/load.py", "from train.step import step", "imports the program train"),
+        ("rtdetrv2_jax/cli.py", "import benchmarks.tables", "imports the program benchmarks"),
         ("rtdetrv2_jax/attic.py", "", "no place in LAYERS"),
         ("convert/source.py", "from train import ema", "convert imports train"),
+        ("train/step.py", "from benchmarks import tables", "train imports benchmarks"),
         ("train/step.py", "from train.ema import average", "relatively"),
     ],
 )
@@ -228,7 +232,7 @@ def test_what_is_allowed_is_not_found(tmp_path):
 def test_every_module_says_what_it_is():
     silent = [
         str(path)
-        for path in sources(ROOT, LIBRARY, *PROGRAMS)
+        for path in sources(ROOT, LIBRARY, *PROGRAMS, MEASUREMENTS)
         if not ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
     ]
     assert not silent, show(silent)
@@ -237,7 +241,7 @@ def test_every_module_says_what_it_is():
 def test_annotations_are_never_postponed():
     postponed = [
         str(path)
-        for path in sources(ROOT, LIBRARY, *PROGRAMS, "tests")
+        for path in sources(ROOT, LIBRARY, *PROGRAMS, MEASUREMENTS, "tests")
         if any(found.module == "__future__.annotations" for found in imports(ROOT, path))
     ]
     assert not postponed, show(postponed)
@@ -246,8 +250,8 @@ def test_annotations_are_never_postponed():
 def test_no_file_names_a_place_on_one_machine():
     place = re.compile(r"(?<![\w.}])/(home|root|Users|work|mnt|tmp|opt|data)/\w|\b[A-Z]:\\\\?\w")
     written = [
-        *(ROOT / path for path in sources(ROOT, LIBRARY, *PROGRAMS, "tests")),
-        *(path for path in ROOT.iterdir() if path.is_file()),
+        *(ROOT / path for path in sources(ROOT, LIBRARY, *PROGRAMS, MEASUREMENTS, "tests")),
+        *(path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"),
         *(path for path in (ROOT / ".ci").rglob("*") if path.is_file()),
     ]
     found = [

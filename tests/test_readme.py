@@ -246,9 +246,10 @@ def tree() -> str:
             elif path.name != "__init__.py":
                 add(path, summary(path))
 
-    for name in ("rtdetrv2_jax", "convert", "train"):
+    for name in ("rtdetrv2_jax", "convert", "train", "benchmarks"):
         if (ROOT / name / "__init__.py").is_file():
             visit(ROOT / name)
+    line("  results/", "Every published figure as it was measured: machine, versions, date, command")
     line("tests/", "The same tree once more, in tests")
     line("  parity/", "Ours against PyTorch and transformers")
     line(".ci/run", "Every check on a clean machine: the README's two commands, parity, packaging, lint, types")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rtdetrv2_jax.benchmark.loaded import Cost
 from rtdetrv2_jax.compilation import enable_persistent_cache, keep_freed_memory
 from rtdetrv2_jax.config import named
 
@@ -35,10 +36,11 @@ class Scene(NamedTuple):
 
 
 class Stepping(NamedTuple):
-    """A program that is ready: `step` makes a step and gives its loss."""
+    """A program that is ready: `step` makes a step and gives its loss; `cost` is what the compiler says it takes."""
 
     step: Callable[[], float]
     version: str
+    cost: Cost | None = None
 
 
 def scene(*, batch: int, side: int, classes: int) -> Scene:
@@ -58,6 +60,7 @@ def prepare_jax(model: str, *, batch: int, side: int, dtype: str) -> Stepping:
     import jax.numpy as jnp
 
     from rtdetrv2_jax.arrays import Targets
+    from rtdetrv2_jax.benchmark.ours import cost_of
     from rtdetrv2_jax.sharding import data_mesh, put_global_batch, replicate
     from rtdetrv2_jax.weights.untrained import untrained_model
 
@@ -95,7 +98,7 @@ def prepare_jax(model: str, *, batch: int, side: int, dtype: str) -> Stepping:
         jax.block_until_ready(state)
         return float(metrics.losses.total)
 
-    return Stepping(step, f"jax {jax.__version__}")
+    return Stepping(step, f"jax {jax.__version__}", cost_of(compiled))
 
 
 def prepare_transformers(model: str, *, batch: int, side: int, dtype: str) -> Stepping:
@@ -154,11 +157,14 @@ def main() -> None:
     prepare = KINDS[arguments.kind]
     stepping = prepare(arguments.model, batch=arguments.batch, side=arguments.side, dtype=arguments.dtype)
     stepping.step()
-    answer(ready=time.perf_counter() - began, version=stepping.version)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        loss = stepping.step()
-        answer(seconds=time.perf_counter() - began, loss=loss)
+    answer(ready=time.perf_counter() - began, version=stepping.version, cost=stepping.cost)
+    for line in sys.stdin:
+        seconds, losses = [], []
+        for _ in range(int(line.split()[1])):
+            began = time.perf_counter()
+            losses.append(stepping.step())
+            seconds.append(time.perf_counter() - began)
+        answer(seconds=seconds, losses=losses)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""The README's tables of measurements, made from the files of results/: `python -m benchmarks.tables` writes them."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+PLACE = re.compile(
+    r"(?P<begin><!-- table: results/(?P<name>[\w.-]+)\.json[^>]*-->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
+)
+"""Where a table stands in the README; the comment before it names its file."""
+ABOUT = ("model", "dtype", "batch", "side")
+
+
+def written(text: str, results: Path = RESULTS) -> str:
+    """The README with every table made anew."""
+
+    def table(place: re.Match[str]) -> str:
+        record = json.loads((results / f"{place['name']}.json").read_text(encoding="utf-8"))
+        return place["begin"] + layout(record) + place["end"]
+
+    return PLACE.sub(table, text)
+
+
+def layout(record: dict[str, Any]) -> str:
+    """A measurement as Markdown: a sentence with what, where, when and how, and a table of its figures.
+
+    What all figures share (the model, say) is in the sentence, and what differs is in columns.
+    """
+    figures, rows = record["figures"], ROWS[record["what"]]
+    shared = {name: figures[0][name] for name in ABOUT if name in figures[0] and _one(figures, name)}
+    differing = [name for name in ABOUT if name in figures[0] and name not in shared]
+    cells = [{name: str(figure[name]) for name in differing} | rows(figure) for figure in figures]
+    columns = list(dict.fromkeys(column for row in cells for column in row))
+    words = [f"{name} {value}" if name in ("batch", "side") else str(value) for name, value in shared.items()]
+    sentence = "; ".join([*filter(None, [", ".join(words)]), record["machine"], record["date"]])
+    return "\n".join(
+        [
+            f"{sentence}; `{record['command']}`:",
+            "",
+            _line(columns),
+            "|---" * len(columns) + "|",
+            *(_line([row.get(column, "") for column in columns]) for row in cells),
+            "",
+        ]
+    )
+
+
+def network(figure: Row) -> dict[str, str]:
+    """A runtime's times; "whole" is from JPEG bytes to boxes."""
+    row = {
+        "runtime": f"this library, {figure['version']}" if figure["runtime"] == "jax" else figure["version"],
+        "network alone, ms": number(figure["device_p50_ms"]),
+        "whole, ms": number(figure["whole_p50_ms"]),
+        "images a second": f"{figure['images_per_second']:.1f}",
+    }
+    return row | _reached(figure)
+
+
+def training_step(figure: Row) -> dict[str, str]:
+    """A program's steps, and how much of ours is matching."""
+    row = {
+        "program": f"this one, {figure['version']}" if figure["kind"] == "jax" else figure["version"],
+        "step, ms": number(1000 * figure["step_p50_s"]),
+        "images a second": f"{figure['images_per_second']:.1f}",
+    }
+    share = {"matching": f"{figure['matching_share']:.1%}"} if "matching_share" in figure else {}
+    return row | share | _reached(figure)
+
+
+def assignment(figure: Row) -> dict[str, str]:
+    """A solver's time for a number of problems."""
+    return {
+        "problems": f"{figure['problems']} of {figure['queries']} by {figure['targets']}",
+        "costs": figure["costs"],
+        "solver": figure["version"],
+        "ms": number(figure["p50_ms"]),
+    }
+
+
+def images(figure: Row) -> dict[str, str]:
+    """How fast training images are made."""
+    return {
+        "what is done": figure["work"],
+        "images a second and core": f"{figure['images_per_second']:.1f}",
+        "ms an image": number(1000 / figure["images_per_second"]),
+    }
+
+
+ROWS = {"network": network, "training step": training_step, "assignment": assignment, "input": images}
+"""How a figure becomes a row, by what was measured."""
+
+
+def number(value: float) -> str:
+    """With three digits, or as many as stand before the point."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _reached(figure: Row) -> dict[str, str]:
+    return {"TFLOP/s": number(figure["tflop_per_second"])} if "tflop_per_second" in figure else {}
+
+
+def _one(figures: Sequence[Row], name: str) -> bool:
+    return len({figure.get(name) for figure in figures}) == 1
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Writes the tables into the README."""
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The README's tables are made from the published results, and results that do not belong together stay apart."""
+
+import json
+
+import pytest
+
+from benchmarks.merge import MergeError, merged
+from benchmarks.tables import README, RESULTS, layout, number, written
+
+
+def record(what: str, *figures: dict) -> dict:
+    return {
+        "what": what,
+        "machine": "a machine",
+        "date": "2026-01-01",
+        "command": "measure it",
+        "versions": {"jax": "1"},
+        "figures": list(figures),
+        "failed": [],
+    }
+
+
+def network(**other) -> dict:
+    figure = {"model": "r18vd", "batch": 1, "runtime": "jax", "version": "jax 1", "device_p50_ms": 247.4}
+    return figure | {"whole_p50_ms": 12.34, "images_per_second": 4.04} | other
+
+
+def test_the_readme_shows_what_was_measured():
+    text = README.read_text(encoding="utf-8")
+    assert written(text) == text, "results have changed: python -m benchmarks.tables writes them into README.md"
+
+
+def test_every_result_is_in_the_readme_and_complete():
+    text = README.read_text(encoding="utf-8")
+    for path in RESULTS.glob("*.json"):
+        assert f"<!-- table: results/{path.name}" in text
+        assert set(json.loads(path.read_text())) == set(record(""))
+
+
+def test_what_all_figures_share_is_said_once_and_the_rest_in_columns():
+    peer = network(runtime="other", version="other 2", batch=8, tflop_per_second=0.2)
+    lines = layout(record("network", network(), peer)).splitlines()
+    assert lines[0] == "r18vd; a machine; 2026-01-01; `measure it`:"
+    assert lines[2] == "| batch | runtime | network alone, ms | whole, ms | images a second | TFLOP/s |"
+    assert lines[4] == "| 1 | this library, jax 1 | 247 | 12.3 | 4.0 |  |"
+    assert lines[5] == "| 8 | other 2 | 247 | 12.3 | 4.0 | 0.20 |"
+
+
+@pytest.mark.parametrize(
+    ("what", "figure", "row"),
+    [
+        (
+            "training step",
+            {"kind": "jax", "version": "jax 1", "step_p50_s": 0.05, "images_per_second": 80, "matching_share": 0.021},
+            "| this one, jax 1 | 50.0 | 80.0 | 2.1% |",
+        ),
+        (
+            "assignment",
+            {"problems": 64, "queries": 300, "targets": 10, "costs": "random", "version": "SciPy 1", "p50_ms": 0.123},
+            "| 64 of 300 by 10 | random | SciPy 1 | 0.12 |",
+        ),
+        ("input", {"work": "decode", "images_per_second": 200.0}, "| decode | 200.0 | 5.00 |"),
+    ],
+)
+def test_every_sort_of_measurement_has_a_table(what, figure, row):
+    assert layout(record(what, figure)).splitlines()[-1] == row
+
+
+def test_numbers_have_three_digits_or_what_they_need():
+    assert [number(value) for value in (0.5, 12.34, 247.4, 1234.5)] == ["0.50", "12.3", "247", "1234"]
+
+
+def test_parts_of_one_result_are_put_together():
+    one, other = record("network", network()), record("network", network(batch=8))
+    whole = merged([one, other | {"command": "measure more", "date": "2026-01-02"}])
+    assert [figure["batch"] for figure in whole["figures"]] == [1, 8]
+    assert (whole["command"], whole["date"]) == ("measure it; measure more", "2026-01-01 to 2026-01-02")
+
+
+@pytest.mark.parametrize("name", ["what", "machine", "versions"])
+def test_parts_that_differ_in_what_matters_stay_apart(name):
+    with pytest.raises(MergeError, match=name):
+        merged([record("network", network()), record("network", network()) | {name: "another"}])
