@@ -4,6 +4,8 @@ Each way of sampling comes down to cells of the pyramid and the share of each; w
 one meaning, of which each backend has its fastest.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,8 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from rtdetrv2_jax.arrays import Sizes
 from rtdetrv2_jax.config import Sampling
+from rtdetrv2_jax.ops.sampling_matmul import read_multiplied
+from rtdetrv2_jax.ops.sampling_tiles import plan
 
-Reading = Literal["gather", "unrolled"]
+Reading = Literal["gather", "unrolled", "matmul"]
 
 
 class Cells(NamedTuple):
@@ -56,11 +60,29 @@ def deformable_sampling(
 
     Source: RT-DETRv2, section 3.1; lyuwenyu/RT-DETR, `deformable_attention_core_func_v2`.
     """
-    levels = _levels(sizes, points)
-    cells = (bilinear_cells if method == "bilinear" else discrete_cells)(locations, weights, levels=levels)
-    if reading is None:
-        return jax.lax.platform_dependent(values, cells, cpu=read_unrolled, default=read_gathered)
-    return (read_unrolled if reading == "unrolled" else read_gathered)(values, cells)
+    tiles = plan(sizes, points, queries=locations.shape[1], heads=values.shape[2], channels=values.shape[3])
+
+    def of_cells(read: Callable[..., Array], values: Array, locations: Array, weights: Array) -> Array:
+        cells = bilinear_cells if method == "bilinear" else discrete_cells
+        return read(values, cells(locations, weights, levels=_levels(sizes, points)))
+
+    gather, unrolled = partial(of_cells, read_gathered), partial(of_cells, read_unrolled)
+    if method == "bilinear" and tiles is not None:
+        matmul = partial(read_multiplied, plan=tiles)
+    elif reading == "matmul":
+        raise ValueError(...)
+    else:
+        matmul = gather
+    match reading:
+        case "gather":
+            return gather(values, locations, weights)
+        case "unrolled":
+            return unrolled(values, locations, weights)
+        case "matmul":
+            interpreted = partial(matmul, interpret=True)
+            return jax.lax.platform_dependent(values, locations, weights, tpu=matmul, default=interpreted)
+        case _:
+            return jax.lax.platform_dependent(values, locations, weights, cpu=unrolled, tpu=matmul, default=gather)
 
 
 def bilinear_cells(locations: Float[Array, "b q n p 2"], weights: Float[Array, "b q n p"], *, levels: Levels) -> Cells:
