@@ -7,9 +7,10 @@ matrix units to multiply with the values.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from rtdetrv2_jax.ops.sampling_tiles import LANES, PACKED, SUBLANES, Plan, Tiles
+from rtdetrv2_jax.ops.sampling_tiles import LANES, PACKED, SUBLANES, Chunk, Plan, Tiles
 
 Ref = Any
 """A block of an array, or scratch, in VMEM."""
+
+Carry = TypeVar("Carry")
 
 SPARE = 12 * 2**20
 """Bytes of VMEM beside scratch and the blocks of values: for small blocks, and what the compiler spills."""
@@ -48,7 +51,7 @@ def read_forward(values: Float[Array, "b t d"], points: Points, *, plan: Plan, i
     """What each read is: [b, g, e, r]. Eleven operations make a share that two of the matrix units use."""
     grid = *points.x.shape[:2], plan.reads // LANES
     column, row = _hats_scratch(plan)
-    scratch = [pltpu.VMEM((plan.width, plan.token_lanes), values.dtype), column, row]
+    scratch = [pltpu.VMEM((plan.width, plan.levels[-1].end_lane), values.dtype), column, row]
     return pl.pallas_call(
         functools.partial(_forward_kernel, plan=plan),
         grid=grid,
@@ -92,14 +95,14 @@ def _forward_kernel(
     total = jnp.zeros((plan.width, LANES), jnp.float32)
     for level in plan.levels:
         for point, at in enumerate(range(*level.points)):
-            column[point, : level.columns] = _hat(x[0, 0, at], level.columns)
-            share[point, : level.all_rows] = _hat(y[0, 0, at], level.all_rows) * weight[0, 0, at][None]
+            column[point, : level.period] = _hat(x[0, 0, at], _columns(level))
+            share[point, : level.height] = _hat(y[0, 0, at], _index(level.height)) * weight[0, 0, at][None]
 
-        def add(chunk: Int[Array, ""], total: Float[Array, "d r"], level: Tiles = level) -> Float[Array, "d r"]:
-            matrix = _lengthened(_shares(column, share, chunk, level=level).astype(values.dtype), level.lanes)
-            return total + _product(turned[:, _lanes(chunk, level)], matrix, over=(1, 0))
+        def add(chunk: Chunk, total: Float[Array, "d r"], level: Tiles = level) -> Float[Array, "d r"]:
+            matrix = _lengthened(_shares(column, share, chunk, level=level).astype(values.dtype))
+            return total + _product(turned[:, pl.ds(chunk.lane, len(matrix))], matrix, over=(1, 0))
 
-        total = jax.lax.fori_loop(0, level.chunks, add, total)
+        total = _each_chunk(level, add, total)
     heads = total.reshape(plan.group, plan.channels, LANES)
     own = sum(jnp.where(mask, head, 0) for mask, head in zip(_heads(plan), heads, strict=True))
     read[0, 0] = jnp.asarray(own, read.dtype)
@@ -109,10 +112,11 @@ def _turn(values: Ref, turned: Ref, *, plan: Plan) -> None:
     """Writes the values as the forward product wants them: tokens along lanes."""
     for level in plan.levels:
 
-        def turn(chunk: Int[Array, ""], _: None, level: Tiles = level) -> None:
-            turned[:, _lanes(chunk, level)] = _lengthened(values[0, _tokens(chunk, level)], level.lanes).T
+        def turn(chunk: Chunk, _: None, level: Tiles = level) -> None:
+            part = _lengthened(values[0, pl.ds(chunk.token, chunk.rows * level.width)])
+            turned[:, pl.ds(chunk.lane, len(part))] = part.T
 
-        jax.lax.fori_loop(0, level.chunks, turn, None)
+        _each_chunk(level, turn, None)
 
 
 def _backward_kernel(
@@ -135,20 +139,20 @@ def _backward_kernel(
     spread = jnp.concatenate([jnp.where(mask, wanted, 0) for mask in _heads(plan)]).astype(values.dtype)
     for level in plan.levels:
         for point, at in enumerate(range(*level.points)):
-            hats.column[point, : level.columns] = _hat(x[0, 0, at], level.columns)
-            hats.column_slope[point, : level.columns] = _slope(x[0, 0, at], level.columns)
-            hats.row[point, : level.all_rows] = _hat(y[0, 0, at], level.all_rows)
-            hats.row_slope[point, : level.all_rows] = _slope(y[0, 0, at], level.all_rows)
-            hats.row_share[point, : level.all_rows] = hats.row[point, : level.all_rows] * weight[0, 0, at][None]
+            hats.column[point, : level.period] = _hat(x[0, 0, at], _columns(level))
+            hats.column_slope[point, : level.period] = _slope(x[0, 0, at], _columns(level))
+            hats.row[point, : level.height] = _hat(y[0, 0, at], _index(level.height))
+            hats.row_slope[point, : level.height] = _slope(y[0, 0, at], _index(level.height))
+            hats.row_share[point, : level.height] = hats.row[point, : level.height] * weight[0, 0, at][None]
 
-        def add(chunk: Int[Array, ""], sums: tuple[Points, ...], level: Tiles = level) -> tuple[Points, ...]:
-            tokens = _tokens(chunk, level)
+        def add(chunk: Chunk, sums: tuple[Points, ...], level: Tiles = level) -> tuple[Points, ...]:
+            tokens = pl.ds(chunk.token, chunk.rows * level.width)
             matrix = _shares(hats.column, hats.row_share, chunk, level=level).astype(values.dtype)
             total[tokens] += _product(matrix, spread, over=(1, 1))
             return _sums(_product(values[0, tokens], spread, over=(1, 0)), hats, chunk, sums, level=level)
 
         zero = jnp.zeros((SUBLANES, LANES), jnp.float32)
-        sums = jax.lax.fori_loop(0, level.chunks, add, (Points(zero, zero, zero),) * level.count)
+        sums = _each_chunk(level, add, (Points(zero, zero, zero),) * level.count)
         for at, parts in zip(range(*level.points), sums, strict=True):
             weight_change[0, 0, at] = parts.weight.sum(0)
             x_change[0, 0, at] = parts.x.sum(0) * weight[0, 0, at]
@@ -158,47 +162,103 @@ def _backward_kernel(
     pl.when(last)(lambda: values_change.__setitem__(0, total[...].astype(values_change.dtype)))
 
 
+def _each_chunk(level: Tiles, handle: Callable[[Chunk, Carry], Carry], carry: Carry) -> Carry:
+    """What is carried from each chunk of a level to the next: the full ones in a loop, then what is left."""
+
+    def turn(index: Int[Array, ""], carry: Carry) -> Carry:
+        token = pl.multiple_of(level.token + index * (level.rows * level.width), PACKED)
+        lane = pl.multiple_of(level.lane + index * level.lanes, LANES)
+        return handle(Chunk(index * level.rows, token, lane, level.rows), carry)
+
+    if level.chunks == 1:
+        carry = handle(Chunk(0, level.token, level.lane, level.rows), carry)
+    elif level.chunks:
+        carry = jax.lax.fori_loop(0, level.chunks, turn, carry)
+    return carry if level.last is None else handle(level.last, carry)
+
+
 def _sums(
-    product: Float[Array, "t r"], hats: Hats, chunk: Int[Array, ""], sums: tuple[Points, ...], *, level: Tiles
+    product: Float[Array, "t r"], hats: Hats, chunk: Chunk, sums: tuple[Points, ...], *, level: Tiles
 ) -> tuple[Points, ...]:
     """Sums of a chunk added to those before it: of value times gradient, under each point's hats and their slopes.
 
-    Each is kept as eight sums, of every eighth column.
+    Each is kept as eight sums, of every eighth token.
     """
     found = list(sums)
-    for row in range(level.rows):
-        part = product[row * level.columns : (row + 1) * level.columns]
-        at = pl.ds(chunk * level.rows + row, 1)
+    for rows, starts in _runs(chunk, level):
+        parts = [_eight(product, start) for start in starts]
+        ats = [pl.ds(start % level.period, SUBLANES) for start in starts]
         for point in range(level.count):
-            read = _folded(part * hats.column[point, : level.columns])
-            sloped = _folded(part * hats.column_slope[point, : level.columns])
-            height, slope = hats.row[point, at], hats.row_slope[point, at]
+            read = _sum(part * hats.column[point, at] for part, at in zip(parts, ats, strict=True))
+            sloped = _sum(part * hats.column_slope[point, at] for part, at in zip(parts, ats, strict=True))
+            height = _row(hats.row, point, chunk, rows, start=starts[0], level=level)
+            slope = _row(hats.row_slope, point, chunk, rows, start=starts[0], level=level)
             x, y, weight = found[point]
             found[point] = Points(x + sloped * height, y + read * slope, weight + read * height)
     return tuple(found)
 
 
-def _shares(column: Ref, share: Ref, chunk: Int[Array, ""], *, level: Tiles) -> Float[Array, "t r"]:
+def _shares(column: Ref, share: Ref, chunk: Chunk, *, level: Tiles) -> Float[Array, "t r"]:
     """The share of each token of a chunk in each read: of each point, the column's hat times the row's."""
-    rows = []
-    for row in range(level.rows):
-        at = pl.ds(chunk * level.rows + row, 1)
-        rows.append(sum(column[point, : level.columns] * share[point, at] for point in range(level.count)))
-    return jnp.concatenate(rows)
+    pieces = []
+    for rows, starts in _runs(chunk, level):
+        own = [_row(share, point, chunk, rows, start=starts[0], level=level) for point in range(level.count)]
+        for start in starts:
+            at = pl.ds(start % level.period, SUBLANES)
+            pieces.append(_sum(column[point, at] * row for point, row in enumerate(own)))
+    return jnp.concatenate(pieces)[: chunk.rows * level.width]
 
 
-def _hat(position: Float[Array, " r"], size: int) -> Float[Array, "t r"]:
-    return jnp.maximum(1 - jnp.abs(position[None] - _index(size)), 0)
+def _runs(chunk: Chunk, level: Tiles) -> Iterator[tuple[range, list[int]]]:
+    """A chunk's tokens by eights: where each begins, those of the same row together; or of the same rows, if several.
+
+    The last may be of fewer tokens: then its rows go on below the chunk.
+    """
+    starts = range(0, chunk.rows * level.width, SUBLANES)
+    for ends, run in itertools.groupby(
+        starts, key=lambda start: (start // level.width, (start + SUBLANES - 1) // level.width)
+    ):
+        yield range(ends[0], ends[1] + 1), list(run)
 
 
-def _slope(position: Float[Array, " r"], size: int) -> Float[Array, "t r"]:
+def _row(hats: Ref, point: int, chunk: Chunk, rows: range, *, start: int, level: Tiles) -> Float[Array, "..."]:
+    """The hats of the rows of eight tokens, from one of them on; below the chunk, zero."""
+
+    def of(row: int) -> Any:
+        return hats[point, pl.ds(chunk.row + row, 1)] if row < chunk.rows else 0.0
+
+    found = of(rows[0])
+    token = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+    for row in rows[1:]:
+        found = jnp.where(token >= row * level.width - start, of(row), found)
+    return found
+
+
+def _eight(array: Float[Array, "t r"], start: int) -> Float[Array, "8 r"]:
+    """Eight rows of an array; zeros beyond its end."""
+    part = array[start : start + SUBLANES]
+    missing = SUBLANES - len(part)
+    return jnp.concatenate([part, jnp.zeros((missing, LANES), part.dtype)]) if missing else part
+
+
+def _hat(position: Float[Array, " r"], index: Float[Array, "t r"]) -> Float[Array, "t r"]:
+    return jnp.maximum(1 - jnp.abs(position[None] - index), 0)
+
+
+def _slope(position: Float[Array, " r"], index: Float[Array, "t r"]) -> Float[Array, "t r"]:
     """The hat's derivative; at a hat's corners that of its right side, as with a floor."""
-    index, left = _index(size), jnp.floor(position)[None]
+    left = jnp.floor(position)[None]
     return jnp.where(index == left, -1.0, jnp.where(index == left + 1, 1.0, 0.0))
 
 
 def _index(size: int) -> Float[Array, "t r"]:
     return jax.lax.broadcasted_iota(jnp.int32, (size, LANES), 0).astype(jnp.float32)
+
+
+def _columns(level: Tiles) -> Float[Array, "t r"]:
+    """The column of each token of a period."""
+    token = _index(level.period)
+    return token if level.period <= level.width else token - level.width * jnp.floor((token + 0.5) / level.width)
 
 
 def _heads(plan: Plan) -> list[Array]:
@@ -208,22 +268,14 @@ def _heads(plan: Plan) -> list[Array]:
     return [(read >= start) & (read < start + plan.queries) for start in starts]
 
 
-def _folded(array: Float[Array, "t r"]) -> Float[Array, "8 r"]:
-    """The sum of every eighth row."""
-    return functools.reduce(jnp.add, [array[row : row + SUBLANES] for row in range(0, len(array), SUBLANES)])
+def _sum(arrays: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, arrays)
 
 
-def _lengthened(array: Float[Array, "t r"], size: int) -> Float[Array, "l r"]:
-    missing = size - len(array)
+def _lengthened(array: Float[Array, "t r"]) -> Float[Array, "l r"]:
+    """With rows of zeros, to a multiple of 128."""
+    missing = -len(array) % LANES
     return jnp.concatenate([array, jnp.zeros((missing, array.shape[1]), array.dtype)]) if missing else array
-
-
-def _tokens(chunk: Int[Array, ""], level: Tiles) -> Any:
-    return pl.ds(pl.multiple_of(level.first + chunk * level.tokens, PACKED), level.tokens)
-
-
-def _lanes(chunk: Int[Array, ""], level: Tiles) -> Any:
-    return pl.ds(pl.multiple_of(level.first_lane + chunk * level.lanes, LANES), level.lanes)
 
 
 def _product(one: Float[Array, "a c"], other: Float[Array, "d f"], *, over: tuple[int, int]) -> Float[Array, "g h"]:
@@ -246,8 +298,7 @@ def _points_blocks(plan: Plan) -> Points:
 
 
 def _hats_scratch(plan: Plan) -> tuple[Ref, Ref]:
-    count = max(level.count for level in plan.levels)
-    columns, rows = (max(sides) for sides in zip(*((each.columns, each.all_rows) for each in plan.levels), strict=True))
+    count, columns, rows = map(max, zip(*((each.count, each.period, each.height) for each in plan.levels), strict=True))
     return pltpu.VMEM((count, columns, LANES), jnp.float32), pltpu.VMEM((count, rows, LANES), jnp.float32)
 
 
@@ -263,8 +314,13 @@ def _parameters(
 
 
 def _cost(*arrays: Array, plan: Plan, products: int, operations: int) -> pl.CostEstimate:
-    """Bytes of all arrays; a multiplication and an addition for each channel and product of a share,
-    and so many operations for each point of it."""
+    """What the kernels do for each token and read: products with all channels of the group, in two operations each, and
+    so many operations for each point. And the bytes of all arrays, which cross once."""
+    batch, groups = arrays[0].shape[0], arrays[0].shape[2] // plan.width
+    shares = batch * groups * plan.reads * sum(level.height * level.width * level.count for level in plan.levels)
+    pairs = batch * groups * plan.reads * plan.tokens
     return pl.CostEstimate(
-        flops=0, transcendentals=0, bytes_accessed=sum(each.size * each.dtype.itemsize for each in arrays)
+        flops=2 * products * plan.width * pairs + operations * shares,
+        transcendentals=0,
+        bytes_accessed=sum(each.size * each.dtype.itemsize for each in arrays),
     )

@@ -11,17 +11,15 @@ locations and weights, are float32. So is everything where values are float32.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from rtdetrv2_jax.ops.sampling_kernels import Points, read_backward, read_forward
 from rtdetrv2_jax.ops.sampling_tiles import Plan, padded
+from rtdetrv2_jax.sharding import each_share
 
 
 def read_multiplied(
@@ -83,40 +81,21 @@ def _differentiated(
 _read.defvjp(_saving, _differentiated)
 
 
-# A compiler that shares a program out over devices knows nothing of what a kernel does: alone, it would run all images
-# on every device. So it is told that images are independent, and that nothing else may be cut.
+# A compiler that shares a program out over devices knows nothing of what a kernel does, and refuses it.
 
 
-@partial(custom_partitioning, static_argnums=(4, 5))
-@partial(jax.jit, static_argnums=(4, 5))
 def _forward(values: Array, x: Array, y: Array, weight: Array, plan: Plan, interpret: bool) -> Array:
-    return read_forward(values, Points(x, y, weight), plan=plan, interpret=interpret)
+    def read(values: Array, x: Array, y: Array, weight: Array) -> Array:
+        return read_forward(values, Points(x, y, weight), plan=plan, interpret=interpret)
+
+    return each_share(read, values, x, y, weight)
 
 
-@partial(custom_partitioning, static_argnums=(5, 6))
-@partial(jax.jit, static_argnums=(5, 6))
 def _backward(
     values: Array, x: Array, y: Array, weight: Array, change: Array, plan: Plan, interpret: bool
 ) -> tuple[Array, ...]:
-    changes = read_backward(values, Points(x, y, weight), change, plan=plan, interpret=interpret)
-    return changes[0], *changes[1]
+    def changes(values: Array, x: Array, y: Array, weight: Array, change: Array) -> tuple[Array, ...]:
+        found = read_backward(values, Points(x, y, weight), change, plan=plan, interpret=interpret)
+        return found[0], *found[1]
 
-
-def _share_out(function: Any, plan: Plan, interpret: bool, mesh: Any, arguments: Any, results: Any) -> Any:
-    """The function on each device, with what it is given and gives cut along images alone."""
-    images = arguments[0].sharding.spec[:1]
-    whole = NamedSharding(mesh, PartitionSpec(*images))
-    shared = jax.tree.map(lambda _: whole, (arguments, results))
-    return mesh, partial(function, plan=plan, interpret=interpret), shared[1], tuple(shared[0])
-
-
-_forward.def_partition(
-    partition=partial(_share_out, _forward.fun),
-    sharding_rule="b t d, b g p r, b g p r, b g p r -> b g e r",
-    need_replication_factors=("t", "d", "g", "p", "r", "e"),
-)
-_backward.def_partition(
-    partition=partial(_share_out, _backward.fun),
-    sharding_rule="b t d, b g p r, b g p r, b g p r, b g e r -> b t d, b g p r, b g p r, b g p r",
-    need_replication_factors=("t", "d", "g", "p", "r", "e"),
-)
+    return each_share(changes, values, x, y, weight, change)

@@ -1,5 +1,6 @@
-"""How the kernels of deformable sampling cut their work: pyramids into padded chunks of rows, queries into tiles."""
+"""How the kernels of deformable sampling cut their work: levels into chunks of rows, reads into tiles."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -10,48 +11,72 @@ from rtdetrv2_jax.arrays import Sizes
 LANES = 128
 SUBLANES = 8
 PACKED = 16
-"""Rows of a bfloat16 tile: chunks begin and end at multiples of it, whatever the type."""
+"""Rows of a bfloat16 tile: where a chunk begins is a multiple of it, whatever the type."""
 CHUNK = 1280
-"""The most tokens a chunk has: what a turn of the kernels' loops handles, written out."""
+"""About the most tokens of a chunk: the kernels' loops handle one a turn, written out."""
+
+
+class Chunk(NamedTuple):
+    """Whole rows of a level. `row` is its first one; `token` and `lane` where it begins among all levels' tokens."""
+
+    row: int | Array
+    token: int | Array
+    lane: int | Array
+    rows: int
 
 
 class Tiles(NamedTuple):
-    """One level as the kernels see it: `chunks` of `rows` rows, each padded to `columns` columns.
+    """One level: `chunks` chunks of `rows` rows, then what is left of the `height`.
 
-    `first` is its first token among the padded ones; `first_lane` the same where tokens lie along lanes, and each
-    chunk takes `lanes` of them. Its sampling points are those from `points[0]` to `points[1]`.
+    `token` and `lane` are where it begins, with tokens one above the other and side by side; there each chunk begins
+    at a multiple of 128. Its sampling points are those from `points[0]` to `points[1]`.
     """
 
     height: int
     width: int
     rows: int
-    columns: int
-    chunks: int
-    lanes: int
-    first: int
-    first_lane: int
+    token: int
+    lane: int
     points: tuple[int, int]
 
     @property
     def count(self) -> int:
-        """Its sampling points."""
+        """Sampling points of the level."""
         return self.points[1] - self.points[0]
 
     @property
-    def all_rows(self) -> int:
-        """Rows of all chunks."""
-        return self.chunks * self.rows
+    def period(self) -> int:
+        """After how many tokens, in steps of eight, columns repeat."""
+        return min(math.lcm(self.width, SUBLANES), round_up(self.rows * self.width, SUBLANES))
 
     @property
-    def tokens(self) -> int:
-        """Tokens of a chunk."""
-        return self.rows * self.columns
+    def chunks(self) -> int:
+        """Chunks of the full number of rows."""
+        return self.height // self.rows
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a full chunk."""
+        return round_up(self.rows * self.width, LANES)
+
+    @property
+    def last(self) -> Chunk | None:
+        """The chunk of the rows that are left, where some are."""
+        row = self.chunks * self.rows
+        start = self.token + row * self.width, self.lane + self.chunks * self.lanes
+        return Chunk(row, *start, self.height - row) if row < self.height else None
+
+    @property
+    def end_lane(self) -> int:
+        """Where the next level begins."""
+        last = 0 if self.last is None else round_up(self.last.rows * self.width, LANES)
+        return self.lane + self.chunks * self.lanes + last
 
 
 class Plan(NamedTuple):
-    """All levels; `group` heads of `channels` channels lie side by side in the lanes that a grid cell reads.
+    """All levels; `group` heads of `channels` channels lie side by side in the lanes that a cell of the grid reads.
 
-    A grid cell computes a tile of 128 reads: the queries of its heads one after the other, the last tile padded.
+    A cell computes a tile of 128 reads: the queries of its heads, one head after the other; the last tile is padded.
     """
 
     levels: tuple[Tiles, ...]
@@ -61,13 +86,8 @@ class Plan(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """All padded tokens."""
-        return self.levels[-1].first + self.levels[-1].chunks * self.levels[-1].tokens
-
-    @property
-    def token_lanes(self) -> int:
-        """All padded tokens, where they lie along lanes."""
-        return self.levels[-1].first_lane + self.levels[-1].chunks * self.levels[-1].lanes
+        """All tokens, with those between levels."""
+        return self.levels[-1].token + self.levels[-1].height * self.levels[-1].width
 
     @property
     def width(self) -> int:
@@ -82,52 +102,49 @@ class Plan(NamedTuple):
     @property
     def reads(self) -> int:
         """Reads of a group of heads, in whole tiles."""
-        return _up(self.group * self.queries, LANES)
+        return round_up(self.group * self.queries, LANES)
 
 
 def plan(sizes: Sizes, points: tuple[int, ...], *, queries: int, heads: int, channels: int) -> Plan | None:
     """How to cut this work; None where heads do not fit lanes, and the kernels do not apply."""
     group = min(heads, max(1, LANES // channels))
-    whole = group == heads or group * channels % LANES == 0
-    if channels % PACKED or heads % group or not whole or not queries:
+    if channels % PACKED or heads % group or (group < heads and group * channels % LANES) or not queries:
         return None
     levels: list[Tiles] = []
-    first = first_lane = first_point = 0
+    token = lane = point = 0
     for (height, width), count in zip(sizes, points, strict=True):
-        columns = _up(width, SUBLANES)
-        rows = _rows(height, columns)
-        chunks, lanes = -(-height // rows), _up(rows * columns, LANES)
-        ends = first_point, first_point + count
-        levels.append(Tiles(height, width, rows, columns, chunks, lanes, first, first_lane, ends))
-        first, first_lane, first_point = first + chunks * rows * columns, first_lane + chunks * lanes, ends[1]
+        levels.append(Tiles(height, width, _rows(height, width), token, lane, (point, point + count)))
+        token, lane, point = round_up(token + height * width, PACKED), levels[-1].end_lane, point + count
     return Plan(tuple(levels), queries, group, channels)
 
 
 def padded(values: Float[Array, "b s d"], plan: Plan) -> Float[Array, "b t d"]:
-    """The tokens with zeros after each row and after the last row of each level, so that chunks are aligned."""
-    batch, _, width = values.shape
-    if all(level.columns == level.width and level.chunks * level.rows == level.height for level in plan.levels):
+    """The tokens with zeros between levels where one would not begin at a multiple of 16; none in images of 640."""
+    if values.shape[1] == plan.tokens:
         return values
-    parts, start = [], 0
+    parts, start, stop = [], 0, 0
     for level in plan.levels:
+        gap = level.token - sum(part.shape[1] for part in parts)
         stop = start + level.height * level.width
-        part = values[:, start:stop].reshape(batch, level.height, level.width, width)
-        missing = (0, level.chunks * level.rows - level.height), (0, level.columns - level.width)
-        parts.append(jnp.pad(part, ((0, 0), *missing, (0, 0))).reshape(batch, -1, width))
+        parts.append(jnp.pad(values[:, start:stop], ((0, 0), (gap, 0), (0, 0))))
         start = stop
     return jnp.concatenate(parts, axis=1)
 
 
-def _rows(height: int, columns: int) -> int:
-    """Rows of a chunk: those that waste the fewest rows of the level and lanes of its chunks."""
-    step = 1 if columns % PACKED == 0 else 2
-    most = max(step, min(CHUNK // columns, height + height % step))
+def round_up(size: int, multiple: int) -> int:
+    """The next multiple that is not less."""
+    return -(-size // multiple) * multiple
+
+
+def _rows(height: int, width: int) -> int:
+    """Rows of a chunk: those that waste the fewest lanes and turns. Two chunks are at least 16 tokens apart."""
+    step = PACKED // math.gcd(width, PACKED)
 
     def cost(rows: int) -> int:
-        return -(-height // rows) * (rows * columns + _up(rows * columns, LANES) // 2 + LANES)
+        chunks, rest = divmod(height, rows)
+        sizes = [rows * width] * chunks + [rest * width] * (rest > 0)
+        return sum(round_up(size, LANES) + LANES for size in sizes)
 
-    return min(range(step, most + 1, step), key=cost)
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    several = [rows for rows in range(step, height, step) if rows * width <= CHUNK]
+    whole = [height] if height * width <= CHUNK or height <= step else []
+    return min(several + whole or [step], key=cost)
