@@ -9,7 +9,8 @@ matrix units to multiply with the values.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -37,6 +38,14 @@ class Points(NamedTuple):
     weight: Float[Array, "b g p r"]
 
 
+class Run(NamedTuple):
+    """Tokens of a chunk that lie in the same row, some eights of them; or eight that lie in several rows."""
+
+    rows: range
+    start: int
+    size: int
+
+
 class Hats(NamedTuple):
     """Of the points of one level, [points, columns or rows, lanes]: hats, their slopes, and row hats times weights."""
 
@@ -47,8 +56,11 @@ class Hats(NamedTuple):
     row_slope: Ref
 
 
-def read_forward(values: Float[Array, "b t d"], points: Points, *, plan: Plan, interpret: bool) -> Float[Array, "..."]:
-    """What each read is: [b, g, e, r]. Eleven operations make a share that two of the matrix units use."""
+@functools.partial(jax.jit, static_argnames=("plan", "interpret"))
+def read_forward(
+    values: Float[Array, "b t d"], points: Points, *, plan: Plan, interpret: bool
+) -> Float[Array, "b g e r"]:
+    """What each read is. Jitted, so that the layers of a decoder trace it once."""
     grid = *points.x.shape[:2], plan.reads // LANES
     column, row = _hats_scratch(plan)
     scratch = [pltpu.VMEM((plan.width, plan.levels[-1].end_lane), values.dtype), column, row]
@@ -66,6 +78,7 @@ def read_forward(values: Float[Array, "b t d"], points: Points, *, plan: Plan, i
     )(values, *points)
 
 
+@functools.partial(jax.jit, static_argnames=("plan", "interpret"))
 def read_backward(
     values: Float[Array, "b t d"], points: Points, change: Float[Array, "b g e r"], *, plan: Plan, interpret: bool
 ) -> tuple[Float[Array, "b t d"], Points]:
@@ -185,14 +198,14 @@ def _sums(
     Each is kept as eight sums, of every eighth token.
     """
     found = list(sums)
-    for rows, starts in _runs(chunk, level):
-        parts = [_eight(product, start) for start in starts]
-        ats = [pl.ds(start % level.period, SUBLANES) for start in starts]
+    for run in _runs(chunk, level):
+        part = _part(product, run)
+        at = pl.ds(run.start % level.period, run.size)
         for point in range(level.count):
-            read = _sum(part * hats.column[point, at] for part, at in zip(parts, ats, strict=True))
-            sloped = _sum(part * hats.column_slope[point, at] for part, at in zip(parts, ats, strict=True))
-            height = _row(hats.row, point, chunk, rows, start=starts[0], level=level)
-            slope = _row(hats.row_slope, point, chunk, rows, start=starts[0], level=level)
+            read = _folded(part * hats.column[point, at])
+            sloped = _folded(part * hats.column_slope[point, at])
+            height = _row(hats.row, point, chunk, run, level=level)
+            slope = _row(hats.row_slope, point, chunk, run, level=level)
             x, y, weight = found[point]
             found[point] = Points(x + sloped * height, y + read * slope, weight + read * height)
     return tuple(found)
@@ -200,45 +213,51 @@ def _sums(
 
 def _shares(column: Ref, share: Ref, chunk: Chunk, *, level: Tiles) -> Float[Array, "t r"]:
     """The share of each token of a chunk in each read: of each point, the column's hat times the row's."""
-    pieces = []
-    for rows, starts in _runs(chunk, level):
-        own = [_row(share, point, chunk, rows, start=starts[0], level=level) for point in range(level.count)]
-        for start in starts:
-            at = pl.ds(start % level.period, SUBLANES)
-            pieces.append(_sum(column[point, at] * row for point, row in enumerate(own)))
-    return jnp.concatenate(pieces)[: chunk.rows * level.width]
+    parts = []
+    for run in _runs(chunk, level):
+        at = pl.ds(run.start % level.period, run.size)
+        products = [
+            column[point, at] * _row(share, point, chunk, run, level=level) for point in range(level.count)
+        ]
+        parts.append(functools.reduce(jnp.add, products))
+    return jnp.concatenate(parts)[: chunk.rows * level.width]
 
 
-def _runs(chunk: Chunk, level: Tiles) -> Iterator[tuple[range, list[int]]]:
-    """A chunk's tokens by eights: where each begins, those of the same row together; or of the same rows, if several.
-
-    The last may be of fewer tokens: then its rows go on below the chunk.
-    """
+def _runs(chunk: Chunk, level: Tiles) -> Iterator[Run]:
+    """The tokens of a chunk by eights; the last eight may end below the chunk."""
     starts = range(0, chunk.rows * level.width, SUBLANES)
-    for ends, run in itertools.groupby(
-        starts, key=lambda start: (start // level.width, (start + SUBLANES - 1) // level.width)
-    ):
-        yield range(ends[0], ends[1] + 1), list(run)
+    rows = [range(start // level.width, (start + SUBLANES - 1) // level.width + 1) for start in starts]
+    for own, run in itertools.groupby(zip(rows, starts, strict=True), key=operator.itemgetter(0)):
+        eights = [start for _, start in run]
+        if len(own) == 1:
+            yield Run(own, eights[0], len(eights) * SUBLANES)
+        else:
+            yield from (Run(own, start, SUBLANES) for start in eights)
 
 
-def _row(hats: Ref, point: int, chunk: Chunk, rows: range, *, start: int, level: Tiles) -> Float[Array, "..."]:
-    """The hats of the rows of eight tokens, from one of them on; below the chunk, zero."""
+def _row(hats: Ref, point: int, chunk: Chunk, run: Run, *, level: Tiles) -> Float[Array, "..."]:
+    """The hats of the rows of a run: of its one row, or of each of its eight tokens. Below the chunk they are zero."""
 
     def of(row: int) -> Any:
         return hats[point, pl.ds(chunk.row + row, 1)] if row < chunk.rows else 0.0
 
-    found = of(rows[0])
+    found = of(run.rows[0])
     token = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
-    for row in rows[1:]:
-        found = jnp.where(token >= row * level.width - start, of(row), found)
+    for row in run.rows[1:]:
+        found = jnp.where(token >= row * level.width - run.start, of(row), found)
     return found
 
 
-def _eight(array: Float[Array, "t r"], start: int) -> Float[Array, "8 r"]:
-    """Eight rows of an array; zeros beyond its end."""
-    part = array[start : start + SUBLANES]
-    missing = SUBLANES - len(part)
+def _part(array: Float[Array, "t r"], run: Run) -> Float[Array, "u r"]:
+    """A run's tokens; zeros beyond the end of the array."""
+    part = array[run.start : run.start + run.size]
+    missing = run.size - len(part)
     return jnp.concatenate([part, jnp.zeros((missing, LANES), part.dtype)]) if missing else part
+
+
+def _folded(array: Float[Array, "t r"]) -> Float[Array, "8 r"]:
+    """The sum of every eighth row."""
+    return array.reshape(-1, SUBLANES, LANES).sum(0)
 
 
 def _hat(position: Float[Array, " r"], index: Float[Array, "t r"]) -> Float[Array, "t r"]:
@@ -266,10 +285,6 @@ def _heads(plan: Plan) -> list[Array]:
     read = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1) + pl.program_id(2) * LANES
     starts = [head * plan.queries for head in range(plan.group)]
     return [(read >= start) & (read < start + plan.queries) for start in starts]
-
-
-def _sum(arrays: Iterable[Array]) -> Array:
-    return functools.reduce(jnp.add, arrays)
 
 
 def _lengthened(array: Float[Array, "t r"]) -> Float[Array, "l r"]:
