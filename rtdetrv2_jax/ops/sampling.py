@@ -1,7 +1,7 @@
 """Deformable sampling: weighted reads of a feature pyramid at points that the queries chose.
 
 Each way of sampling comes down to cells of the pyramid and the share of each; what reads them has several forms with
-one meaning, of which each backend has its fastest.
+one meaning, of which each backend has its fastest. On a TPU no cell is looked up at all: see `sampling_matmul`.
 """
 
 from collections.abc import Callable
@@ -56,33 +56,35 @@ def deformable_sampling(
         points: How many of the points belong to each level.
         method: "bilinear" reads between pixel centres, with zeros outside the map; "discrete" reads one pixel, and has
             no gradient to the locations.
-        reading: The form that reads; the backend's fastest where none is named.
+        reading: The form that reads; the backend's fastest that applies where none is named. "matmul" runs its kernels
+            step by step where there is no TPU, which is slow, and for tests.
+
+    Raises:
+        ValueError: The form that was named does not apply.
 
     Source: RT-DETRv2, section 3.1; lyuwenyu/RT-DETR, `deformable_attention_core_func_v2`.
     """
-    tiles = plan(sizes, points, queries=locations.shape[1], heads=values.shape[2], channels=values.shape[3])
-
-    def of_cells(read: Callable[..., Array], values: Array, locations: Array, weights: Array) -> Array:
-        cells = bilinear_cells if method == "bilinear" else discrete_cells
-        return read(values, cells(locations, weights, levels=_levels(sizes, points)))
-
-    gather, unrolled = partial(of_cells, read_gathered), partial(of_cells, read_unrolled)
-    if method == "bilinear" and tiles is not None:
-        matmul = partial(read_multiplied, plan=tiles)
-    elif reading == "matmul":
-        raise ValueError(...)
-    else:
-        matmul = gather
+    gather = partial(_read_cells, read_gathered, sizes=sizes, points=points, method=method)
+    unrolled = partial(_read_cells, read_unrolled, sizes=sizes, points=points, method=method)
+    # The one place that decides where the kernels apply: elsewhere a TPU gathers.
+    heads, channels = values.shape[2:]
+    tiles = plan(sizes, points, queries=locations.shape[1], heads=heads, channels=channels)
+    matmul = None if method == "discrete" or tiles is None else partial(read_multiplied, plan=tiles)
     match reading:
         case "gather":
             return gather(values, locations, weights)
         case "unrolled":
             return unrolled(values, locations, weights)
+        case "matmul" if matmul is None:
+            raise ValueError(
+                f'reading "matmul" is for bilinear sampling by heads of 16, 32, 64 or a multiple of 128 channels that '
+                f"fill lanes, not for {method} sampling by {heads} heads of {channels}: name no reading, or another"
+            )
         case "matmul":
-            interpreted = partial(matmul, interpret=True)
-            return jax.lax.platform_dependent(values, locations, weights, tpu=matmul, default=interpreted)
-        case _:
-            return jax.lax.platform_dependent(values, locations, weights, cpu=unrolled, tpu=matmul, default=gather)
+            elsewhere = partial(matmul, interpret=True)
+            return jax.lax.platform_dependent(values, locations, weights, tpu=matmul, default=elsewhere)
+    tpu = matmul or gather
+    return jax.lax.platform_dependent(values, locations, weights, cpu=unrolled, tpu=tpu, default=gather)
 
 
 def bilinear_cells(locations: Float[Array, "b q n p 2"], weights: Float[Array, "b q n p"], *, levels: Levels) -> Cells:
@@ -151,6 +153,20 @@ def _unrolled_backward(
 
 
 read_unrolled.defvjp(_unrolled_forward, _unrolled_backward)
+
+
+def _read_cells(
+    read: Callable[..., Float[Array, "b q n e"]],
+    values: Float[Array, "b s n e"],
+    locations: Float[Array, "b q n p 2"],
+    weights: Float[Array, "b q n p"],
+    *,
+    sizes: Sizes,
+    points: tuple[int, ...],
+    method: Sampling,
+) -> Float[Array, "b q n e"]:
+    cells = bilinear_cells if method == "bilinear" else discrete_cells
+    return read(values, cells(locations, weights, levels=_levels(sizes, points)))
 
 
 def _levels(sizes: Sizes, points: tuple[int, ...]) -> Levels:
