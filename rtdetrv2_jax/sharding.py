@@ -65,7 +65,7 @@ def along_data(mesh: Mesh) -> NamedSharding:
 
 
 def traced_for(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function, to be jitted for the mesh: with the mesh in use while it is traced, so that `each_share` sees it."""
+    """The function, to be jitted for the mesh: it is in use while the function is traced, for `each_share` to see."""
 
     def traced(*arguments: Any) -> Result:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from rtdetrv2_jax.arrays import Sizes
 from rtdetrv2_jax.config import Sampling
 from rtdetrv2_jax.ops.sampling_matmul import read_multiplied
-from rtdetrv2_jax.ops.sampling_tiles import plan
+from rtdetrv2_jax.ops.sampling_tiles import MOST_TOKENS, plan
 
 Reading = Literal["gather", "unrolled", "matmul"]
 
@@ -77,13 +77,14 @@ def deformable_sampling(
             return unrolled(values, locations, weights)
         case "matmul" if matmul is None:
             raise ValueError(
-                f'reading "matmul" is for bilinear sampling by heads of 16, 32, 64 or a multiple of 128 channels that '
-                f"fill lanes, not for {method} sampling by {heads} heads of {channels}: name no reading, or another"
+                f'reading "matmul" is for bilinear sampling of up to {MOST_TOKENS:,} tokens, by heads of 16, 32, 64 or '
+                f"128 channels that fill lanes, not for {method} sampling of {values.shape[1]:,} tokens by {heads} "
+                f"heads of {channels}: name no reading, or another"
             )
-        case "matmul":
-            elsewhere = partial(matmul, interpret=True)
-            return jax.lax.platform_dependent(values, locations, weights, tpu=matmul, default=elsewhere)
-    tpu = matmul or gather
+    if reading == "matmul" and matmul is not None:
+        elsewhere = partial(matmul, interpret=True)
+        return jax.lax.platform_dependent(values, locations, weights, tpu=matmul, default=elsewhere)
+    tpu = gather if matmul is None or _has_little_vmem() else matmul
     return jax.lax.platform_dependent(values, locations, weights, cpu=unrolled, tpu=tpu, default=gather)
 
 
@@ -167,6 +168,11 @@ def _read_cells(
 ) -> Float[Array, "b q n e"]:
     cells = bilinear_cells if method == "bilinear" else discrete_cells
     return read(values, cells(locations, weights, levels=_levels(sizes, points)))
+
+
+def _has_little_vmem() -> bool:
+    """Whether this process computes on TPUs that the kernels do not fit: those before v5 have 16 MiB of VMEM."""
+    return jax.devices()[0].device_kind in ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
 
 
 def _levels(sizes: Sizes, points: tuple[int, ...]) -> Levels:

@@ -10,8 +10,6 @@ With bfloat16 values the shares are rounded to bfloat16 too, as the matrix units
 locations and weights, are float32. So is everything where values are float32.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +30,7 @@ def read_multiplied(
 ) -> Float[Array, "b q n e"]:
     """What bilinear sampling reads. `interpret` runs the kernels where there is no TPU, slowly: for tests."""
     batch, queries, heads, channels = *weights.shape[:3], values.shape[3]
-    sides = [(level.width, level.height) for level in plan.levels for _ in range(level.count)]
+    sides = [(level.width, level.height) for level in plan.levels for _ in range(level.point_count)]
     places = locations * np.array(sides, np.float32) - 0.5
     points = Points(places[..., 0], places[..., 1], weights)
     tiled = [_tiled(each, plan) for each in points]
@@ -49,41 +47,6 @@ def _tiled(points: Float[Array, "b q n p"], plan: Plan) -> Float[Array, "b g p r
     return jnp.pad(flat, ((0, 0), (0, 0), (0, 0), (0, plan.reads - flat.shape[-1])))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _read(
-    values: Float[Array, "b t d"],
-    x: Float[Array, "b g p r"],
-    y: Float[Array, "b g p r"],
-    weight: Float[Array, "b g p r"],
-    plan: Plan,
-    interpret: bool,
-) -> Float[Array, "b g e r"]:
-    return _forward(values, x, y, weight, plan, interpret)
-
-
-def _saving(
-    values: Float[Array, "b t d"],
-    x: Float[Array, "b g p r"],
-    y: Float[Array, "b g p r"],
-    weight: Float[Array, "b g p r"],
-    plan: Plan,
-    interpret: bool,
-) -> tuple[Float[Array, "b g e r"], tuple[Array, ...]]:
-    return _forward(values, x, y, weight, plan, interpret), (values, x, y, weight)
-
-
-def _differentiated(
-    plan: Plan, interpret: bool, saved: tuple[Array, ...], change: Float[Array, "b g e r"]
-) -> tuple[Array, ...]:
-    return _backward(*saved, change, plan, interpret)
-
-
-_read.defvjp(_saving, _differentiated)
-
-
-# A compiler that shares a program out over devices knows nothing of what a kernel does, and refuses it.
-
-
 def _forward(values: Array, x: Array, y: Array, weight: Array, plan: Plan, interpret: bool) -> Array:
     def read(values: Array, x: Array, y: Array, weight: Array) -> Array:
         return read_forward(values, Points(x, y, weight), plan=plan, interpret=interpret)
@@ -91,11 +54,21 @@ def _forward(values: Array, x: Array, y: Array, weight: Array, plan: Plan, inter
     return each_share(read, values, x, y, weight)
 
 
+def _saving(
+    values: Array, x: Array, y: Array, weight: Array, plan: Plan, interpret: bool
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    return _forward(values, x, y, weight, plan, interpret), (values, x, y, weight)
+
+
 def _backward(
-    values: Array, x: Array, y: Array, weight: Array, change: Array, plan: Plan, interpret: bool
-) -> tuple[Array, ...]:
-    def changes(values: Array, x: Array, y: Array, weight: Array, change: Array) -> tuple[Array, ...]:
+    plan: Plan, interpret: bool, saved: tuple[Array, Array, Array, Array], change: Array
+) -> tuple[Array, Array, Array, Array]:
+    def changes(values: Array, x: Array, y: Array, weight: Array, change: Array) -> tuple[Array, Array, Array, Array]:
         found = read_backward(values, Points(x, y, weight), change, plan=plan, interpret=interpret)
         return found[0], *found[1]
 
-    return each_share(changes, values, x, y, weight, change)
+    return each_share(changes, *saved, change)
+
+
+_read = jax.custom_vjp(_forward, nondiff_argnums=(4, 5))
+_read.defvjp(_saving, _backward)

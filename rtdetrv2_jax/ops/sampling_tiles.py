@@ -16,6 +16,10 @@ CHUNK = 1280
 """About the most tokens of a chunk: the kernels' loops handle one a turn, written out."""
 
 
+MOST_TOKENS = 20_000
+"""Of what an image may have: in float32, the backward kernel holds five arrays of 128 of each in VMEM, 49 MiB."""
+
+
 class Chunk(NamedTuple):
     """Whole rows of a level. `row` is its first one; `token` and `lane` where it begins among all levels' tokens."""
 
@@ -40,7 +44,7 @@ class Tiles(NamedTuple):
     points: tuple[int, int]
 
     @property
-    def count(self) -> int:
+    def point_count(self) -> int:
         """Sampling points of the level."""
         return self.points[1] - self.points[0]
 
@@ -106,7 +110,7 @@ class Plan(NamedTuple):
 
 
 def plan(sizes: Sizes, points: tuple[int, ...], *, queries: int, heads: int, channels: int) -> Plan | None:
-    """How to cut this work; None where heads do not fit lanes, and the kernels do not apply."""
+    """How to cut this work; None where heads do not fit lanes, or images VMEM, and the kernels do not apply."""
     group = min(heads, max(1, LANES // channels))
     if channels % PACKED or heads % group or (group < heads and group * channels % LANES) or not queries:
         return None
@@ -115,7 +119,8 @@ def plan(sizes: Sizes, points: tuple[int, ...], *, queries: int, heads: int, cha
     for (height, width), count in zip(sizes, points, strict=True):
         levels.append(Tiles(height, width, _rows(height, width), token, lane, (point, point + count)))
         token, lane, point = round_up(token + height * width, PACKED), levels[-1].end_lane, point + count
-    return Plan(tuple(levels), queries, group, channels)
+    found = Plan(tuple(levels), queries, group, channels)
+    return found if found.tokens * max(found.width, LANES) <= MOST_TOKENS * LANES else None
 
 
 def padded(values: Float[Array, "b s d"], plan: Plan) -> Float[Array, "b t d"]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rtdetrv2_jax.config import Sampling
 from rtdetrv2_jax.ops.sampling import deformable_sampling
 from rtdetrv2_jax.sharding import along_data, data_mesh, traced_for
 
@@ -131,12 +132,12 @@ def test_the_form_follows_the_devices_that_a_program_is_for_not_those_of_the_pro
 @pytest.mark.parametrize(
     ("sizes", "points", "queries", "heads", "channels"),
     [
-        # several groups of heads; rows of every number of tokens modulo eight; levels that end anywhere
+        # two groups of heads; rows that are no multiple of eight, levels that end anywhere
         (((6, 10), (3, 5), (2, 3)), (3, 6, 3), 7, 8, 32),
-        # a tile with the reads of two heads; a level of two chunks, the second with fewer rows; a row of one token
-        (((12, 72), (24, 64), (3, 1)), (1, 2, 1), 67, 2, 16),
-        # one query more than a tile, and one head
-        (((9, 8),), (4,), 129, 1, 128),
+        # a tile with the reads of two heads; a level of a full chunk and part of one; rows of one token
+        (((24, 64), (3, 1)), (1, 2), 67, 2, 16),
+        # a loop over chunks; one query more than a tile, and a head as wide as a tile
+        (((54, 48),), (1,), 129, 1, 128),
     ],
 )
 def test_products_of_matrices_are_the_plain_definition_and_so_are_their_gradients(
@@ -171,21 +172,24 @@ def test_products_of_matrices_are_shared_out_by_images():
 
     program = jax.jit(traced_for(mesh, read), in_shardings=along_data(mesh), out_shardings=along_data(mesh))
     compiled = program.lower(*arrays).compile()
-    assert not any(word in compiled.as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
+    text = compiled.as_text() or ""
+    assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all"))
     for one, other in zip(compiled(*jax.device_put(arrays, along_data(mesh))), read(*arrays), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_a_tpu_multiplies_where_it_can_and_gathers_where_it_cannot():
-    def lowered(channels, method="bilinear"):
+    def lowered(channels, method: Sampling = "bilinear"):
         arrays = drawn(((2, 2),), (1,), queries=3, heads=1, channels=channels)
         read = partial(deformable_sampling, sizes=((2, 2),), points=(1,), method=method)
         traced = jax.jit(lambda values, locations, weights: read(values, locations, weights=weights)).trace(*arrays[:3])
         return traced.lower(lowering_platforms=("tpu",)).as_text()
 
-    assert "tpu_custom_call" in lowered(16) and "stablehlo.gather" not in lowered(16)
+    assert "tpu_custom_call" in lowered(16)
+    assert "stablehlo.gather" not in lowered(16)
     for text in (lowered(12), lowered(16, "discrete")):
-        assert "tpu_custom_call" not in text and "stablehlo.gather" in text
+        assert "tpu_custom_call" not in text
+        assert "stablehlo.gather" in text
 
 
 @pytest.mark.parametrize(("channels", "method"), [(12, "bilinear"), (16, "discrete")])
@@ -219,5 +223,8 @@ def read_and_gradients(arrays, sizes, points, reading):
             values, locations, weights=weights, sizes=sizes, points=points, method="bilinear", reading=reading
         )
 
-    output, back = jax.vjp(read, *arrays[:3])
-    return output, *back(arrays[3])
+    def all_of_it(values, locations, weights, change):
+        output, back = jax.vjp(read, values, locations, weights)
+        return output, *back(change)
+
+    return jax.jit(all_of_it)(*arrays)
