@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from safetensors.numpy import load_file
 
 from rtdetrv2_jax.config import Sampling
@@ -228,3 +229,24 @@ def read_and_gradients(arrays, sizes, points, reading):
         return output, *back(change)
 
     return jax.jit(all_of_it)(*arrays)
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_kernels_compile_for_chips_that_each_read_their_own_images(dtype):
+    pytest.importorskip("libtpu")
+    mesh = data_mesh(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+    sizes, points = ((80, 80), (40, 40), (20, 20)), (4, 4, 4)
+
+    def read(arrays):
+        return read_and_gradients(arrays, sizes, points, None)
+
+    def inputs():
+        values, locations, weights, change = drawn(sizes, points, queries=300, heads=8, channels=32, batch=mesh.size)
+        return values.astype(dtype), locations, weights, change.astype(dtype)
+
+    shared = along_data(mesh)
+    program = jax.jit(traced_for(mesh, read), in_shardings=(shared,), out_shardings=shared)
+    text = program.lower(jax.eval_shape(inputs)).compile().as_text() or ""
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all"))
