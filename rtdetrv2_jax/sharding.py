@@ -1,7 +1,7 @@
 """Many devices, one program: a mesh with a data axis, batches spread over it, everything else on every device."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 DATA = "data"
 """The mesh's one axis: images of a batch lie along it."""
 
+Result = TypeVar("Result")
 Tree = TypeVar("Tree")
 
 
@@ -61,6 +62,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def along_data(mesh: Mesh) -> NamedSharding:
     """The first axis of an array shared out over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def traced_for(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Result]:
+    """The function, to be jitted for the mesh: it is in use while the function is traced, for `each_share` to see."""
+
+    def traced(*arguments: Any) -> Result:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
+def each_share(function: Callable[..., Result], *arrays: jax.Array) -> Result:
+    """The function of each device's share of some arrays along their first axis, results put together again.
+
+    For what XLA cannot share out by itself: a kernel of Pallas. The devices are those of the mesh in use while the
+    program is traced: that of `traced_for`, or of `jax.set_mesh`. Where there is none, or none with a data axis, or
+    where a `jax.shard_map` has told the devices apart already, this is a plain call.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if DATA not in mesh.axis_names or mesh.manual_axes:
+        return function(*arrays)
+    even = arrays[0].shape[0] % mesh.shape[DATA] == 0
+    spec = PartitionSpec(DATA) if even else PartitionSpec()
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:

@@ -16,7 +16,7 @@ from rtdetrv2_jax.compilation import compiler_options
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2, abstract_model
 from rtdetrv2_jax.objective.denoising import denoising_queries, draw_noise
 from rtdetrv2_jax.objective.losses import Losses, criterion
-from rtdetrv2_jax.sharding import along_data, check_batch_size, replicated
+from rtdetrv2_jax.sharding import along_data, check_batch_size, replicated, traced_for
 from rtdetrv2_jax.weights.transfer import flat_state, with_values
 
 from . import ema
@@ -138,7 +138,7 @@ def jitted_step(program: Program, mesh: Mesh) -> jax.stages.Wrapped:
     check_batch_size(mesh, program.recipe.batches.size, parts=program.recipe.optimisation.accumulation)
     whole = replicated(mesh)
     return jax.jit(
-        partial(train_step, program),
+        traced_for(mesh, partial(train_step, program)),
         static_argnums=2,
         donate_argnums=0,
         in_shardings=(whole, along_data(mesh)),

@@ -18,7 +18,7 @@ from rtdetrv2_jax.evaluation import Evaluator, Scores
 from rtdetrv2_jax.model.fuse import fuse
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.preprocessing import Preprocessing
-from rtdetrv2_jax.sharding import replicated
+from rtdetrv2_jax.sharding import replicated, traced_for
 
 from .batches import EvaluationBatch, evaluation_batches
 from .loading import EvaluationSource, OnBadData
@@ -71,7 +71,7 @@ class Validation:
         )
         self._prepare = jax.jit(lambda state: fuse(model_of(program, state)))
         self._detect = jax.jit(
-            partial(_found, preprocessing=preprocessing),
+            traced_for(mesh, partial(_found, preprocessing=preprocessing)),
             out_shardings=replicated(mesh),
             compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )

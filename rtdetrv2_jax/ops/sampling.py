@@ -1,9 +1,11 @@
 """Deformable sampling: weighted reads of a feature pyramid at points that the queries chose.
 
 Each way of sampling comes down to cells of the pyramid and the share of each; what reads them has several forms with
-one meaning, of which each backend has its fastest.
+one meaning, of which each backend has its fastest. On a TPU no cell is looked up at all: see `sampling_matmul`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,8 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from rtdetrv2_jax.arrays import Sizes
 from rtdetrv2_jax.config import Sampling
+from rtdetrv2_jax.ops.sampling_matmul import read_multiplied
+from rtdetrv2_jax.ops.sampling_tiles import MOST_TOKENS, plan
 
-Reading = Literal["gather", "unrolled"]
+Reading = Literal["gather", "unrolled", "matmul"]
 
 
 class Cells(NamedTuple):
@@ -52,15 +56,36 @@ def deformable_sampling(
         points: How many of the points belong to each level.
         method: "bilinear" reads between pixel centres, with zeros outside the map; "discrete" reads one pixel, and has
             no gradient to the locations.
-        reading: The form that reads; the backend's fastest where none is named.
+        reading: The form that reads; the backend's fastest that applies where none is named. "matmul" runs its kernels
+            step by step where there is no TPU, which is slow, and for tests.
+
+    Raises:
+        ValueError: The form that was named does not apply.
 
     Source: RT-DETRv2, section 3.1; lyuwenyu/RT-DETR, `deformable_attention_core_func_v2`.
     """
-    levels = _levels(sizes, points)
-    cells = (bilinear_cells if method == "bilinear" else discrete_cells)(locations, weights, levels=levels)
-    if reading is None:
-        return jax.lax.platform_dependent(values, cells, cpu=read_unrolled, default=read_gathered)
-    return (read_unrolled if reading == "unrolled" else read_gathered)(values, cells)
+    gather = partial(_read_cells, read_gathered, sizes=sizes, points=points, method=method)
+    unrolled = partial(_read_cells, read_unrolled, sizes=sizes, points=points, method=method)
+    # The one place that decides where the kernels apply: elsewhere a TPU gathers.
+    heads, channels = values.shape[2:]
+    tiles = plan(sizes, points, queries=locations.shape[1], heads=heads, channels=channels)
+    matmul = None if method == "discrete" or tiles is None else partial(read_multiplied, plan=tiles)
+    match reading:
+        case "gather":
+            return gather(values, locations, weights)
+        case "unrolled":
+            return unrolled(values, locations, weights)
+        case "matmul" if matmul is None:
+            raise ValueError(
+                f'reading "matmul" is for bilinear sampling of up to {MOST_TOKENS:,} tokens, by heads of 16, 32, 64 or '
+                f"128 channels that fill lanes, not for {method} sampling of {values.shape[1]:,} tokens by {heads} "
+                f"heads of {channels}: name no reading, or another"
+            )
+    if reading == "matmul" and matmul is not None:
+        elsewhere = partial(matmul, interpret=True)
+        return jax.lax.platform_dependent(values, locations, weights, tpu=matmul, default=elsewhere)
+    tpu = gather if matmul is None or _has_little_vmem() else matmul
+    return jax.lax.platform_dependent(values, locations, weights, cpu=unrolled, tpu=tpu, default=gather)
 
 
 def bilinear_cells(locations: Float[Array, "b q n p 2"], weights: Float[Array, "b q n p"], *, levels: Levels) -> Cells:
@@ -129,6 +154,25 @@ def _unrolled_backward(
 
 
 read_unrolled.defvjp(_unrolled_forward, _unrolled_backward)
+
+
+def _read_cells(
+    read: Callable[..., Float[Array, "b q n e"]],
+    values: Float[Array, "b s n e"],
+    locations: Float[Array, "b q n p 2"],
+    weights: Float[Array, "b q n p"],
+    *,
+    sizes: Sizes,
+    points: tuple[int, ...],
+    method: Sampling,
+) -> Float[Array, "b q n e"]:
+    cells = bilinear_cells if method == "bilinear" else discrete_cells
+    return read(values, cells(locations, weights, levels=_levels(sizes, points)))
+
+
+def _has_little_vmem() -> bool:
+    """Whether this process computes on TPUs that the kernels do not fit: those before v5 have 16 MiB of VMEM."""
+    return jax.devices()[0].device_kind in ("TPU v2", "TPU v3", "TPU v4", "TPU v4 lite")
 
 
 def _levels(sizes: Sizes, points: tuple[int, ...]) -> Levels:
