@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes (default: 1)")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each (default: %(default)s)")
     parser.add_argument(
-        "--runs", type=int, default=1, help="runs in a turn; on a GPU, 20 or more let it warm up (default: %(default)s)"
+        "--runs", type=int, default=3, help="runs in a turn; on a GPU, 20 or more let it warm up (default: %(default)s)"
     )
     parser.add_argument(
         "--runtimes", nargs="+", choices=tuple(LOADERS), help="default: jax, and all others that are installed"
