@@ -74,18 +74,19 @@ def traced_for(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Res
     return traced
 
 
-def each_share(function: Callable[..., Result], *arrays: jax.Array) -> Result:
-    """The function of each device's share of some arrays along their first axis, results put together again.
+def each_share(function: Callable[..., Result], *arrays: jax.Array, axis: int = 0) -> Result:
+    """The function of each device's share of some arrays along an axis, results put together again.
 
-    For what XLA cannot share out by itself: a kernel of Pallas. The devices are those of the mesh in use while the
+    For what XLA cannot share out by itself: a kernel of Pallas, or a loop that each device may leave when its own share
+    is done. The devices are those of the mesh in use while the
     program is traced: that of `traced_for`, or of `jax.set_mesh`. Where there is none, or none with a data axis, or
     where a `jax.shard_map` has told the devices apart already, this is a plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if DATA not in mesh.axis_names or mesh.manual_axes:
         return function(*arrays)
-    even = arrays[0].shape[0] % mesh.shape[DATA] == 0
-    spec = PartitionSpec(DATA) if even else PartitionSpec()
+    even = arrays[0].shape[axis] % mesh.shape[DATA] == 0
+    spec = PartitionSpec(*[None] * axis, DATA) if even else PartitionSpec()
     return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from rtdetrv2_jax.arrays import Prediction, Targets
 from rtdetrv2_jax.ops.assignment import assign
 from rtdetrv2_jax.ops.boxes import cxcywh_to_xyxy, pairwise_giou
+from rtdetrv2_jax.sharding import each_share
 
 LOG_FLOOR = 1e-8
 
@@ -41,7 +42,10 @@ def match(
     Costs that are not finite make it raise; here such a pair is the last to be chosen, and the loss will tell.
     """
     cost = jax.lax.stop_gradient(matching_cost(prediction, targets, settings=settings))
-    return assign(cost, jnp.broadcast_to(targets.mask, (*cost.shape[:-2], cost.shape[-1])))
+    mask = jnp.broadcast_to(targets.mask, (*cost.shape[:-2], cost.shape[-1]))
+    if cost.ndim == 2:
+        return assign(cost, mask)
+    return each_share(assign, cost, mask, axis=cost.ndim - 3)
 
 
 def queries_to_targets(queries: Int[Array, "*b t"], number: int) -> Int[Array, "*b {number}"]:

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from rtdetrv2_jax.arrays import Prediction, Targets
 from rtdetrv2_jax.objective import matcher
 from rtdetrv2_jax.objective.matcher import MatcherSettings, queries_to_targets
+from rtdetrv2_jax.sharding import DATA, along_data, data_mesh, traced_for
 
 match = jax.jit(matcher.match, static_argnames="settings")
 matching_cost = jax.jit(matcher.matching_cost, static_argnames="settings")
@@ -116,6 +118,20 @@ def test_the_order_of_images_and_the_output_sets_beside_change_no_pair():
     np.testing.assert_array_equal(match(*shuffled), expected[order])
     stacked = jax.tree.map(lambda *sets: jnp.stack(sets), other, prediction)
     np.testing.assert_array_equal(match(stacked, targets)[1], expected)
+
+
+def test_eight_devices_match_their_images_without_a_word_to_each_other():
+    keys = jax.random.split(jax.random.key(3), 4)
+    prediction = Prediction(jax.random.normal(keys[0], (3, 16, 30, 5)), jax.random.uniform(keys[1], (3, 16, 30, 4)))
+    labels, boxes = jax.random.randint(keys[2], (16, 7), 0, 5), jax.random.uniform(keys[3], (16, 7, 4))
+    targets = Targets(labels, boxes, jnp.arange(7) < jnp.arange(16)[:, None] % 8)
+    mesh = data_mesh()
+    layers = NamedSharding(mesh, PartitionSpec(None, DATA))
+    shared_out = jax.jit(traced_for(mesh, matcher.match), in_shardings=(layers, along_data(mesh)), out_shardings=layers)
+    np.testing.assert_array_equal(shared_out(prediction, targets), match(prediction, targets))
+    program = shared_out.lower(prediction, targets).compile().as_text()
+    assert "while" in program
+    assert not any(word in program for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"))
 
 
 def test_a_matching_turned_round_names_the_target_of_each_query():
