@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from rtdetrv2_jax.model.layers import Convolution
@@ -62,19 +63,22 @@ def _tiles(x: Float[Array, "b h w c"]) -> Grid:
 
     def pixel(i: int, j: int) -> Array:
         last = (batch, i + 2 * rows - 1, j + 2 * columns - 1, channels)
-        return jax.lax.slice(x, (0, i, j, 0), last, (1, 2, 2, 1))
+        return lax.slice(x, (0, i, j, 0), last, (1, 2, 2, 1))
 
     return [[pixel(i, j) for j in range(4)] for i in range(4)]
 
 
 def _transformed(matrix: np.ndarray, grid: Grid) -> Grid:
-    """A matrix of signs, times the grid, times the matrix transposed: in sums and differences."""
+    """A matrix of signs, times the grid, times the matrix transposed: in sums and differences.
+
+    By `lax`, since tracing `jax.numpy`'s operators for a whole network would take half a second of every start.
+    """
 
     def combined(signs: np.ndarray, maps: list[Array]) -> Array:
         first, *rest = ((sign, each) for sign, each in zip(signs, maps, strict=True) if sign)
-        total = first[1] if first[0] > 0 else -first[1]
+        total = first[1] if first[0] > 0 else lax.neg(first[1])
         for sign, each in rest:
-            total = total + each if sign > 0 else total - each
+            total = lax.add(total, each) if sign > 0 else lax.sub(total, each)
         return total
 
     columns = [[combined(signs, list(column)) for signs in matrix] for column in zip(*grid, strict=True)]
@@ -86,10 +90,11 @@ def _products(tiles: Grid, kernels: Float[Array, "16 c c_out"]) -> Grid:
     maps = [each for row in tiles for each in row]
     batch, rows, columns, _ = maps[0].shape
     if batch * rows * columns <= FEW_TILES:
-        found = list(jnp.einsum("nbhwc,nco->nbhwo", jnp.stack(maps), kernels))
+        found = jnp.unstack(lax.dot_general(jnp.stack(maps), kernels, (((4,), (1,)), ((0,), (0,)))))
     else:
-        found = [jnp.einsum("bhwc,co->bhwo", each, kernel) for each, kernel in zip(maps, kernels, strict=True)]
-    return [found[start : start + 4] for start in range(0, 16, 4)]
+        matrices = jnp.unstack(kernels)
+        found = [lax.dot_general(*pair, (((3,), (0,)), ((), ()))) for pair in zip(maps, matrices, strict=True)]
+    return [list(found[start : start + 4]) for start in range(0, 16, 4)]
 
 
 def _interleaved(pixels: Grid) -> Float[Array, "b h w c"]:
