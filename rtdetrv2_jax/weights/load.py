@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -110,6 +111,7 @@ def save_model(
         write_json(partial / PREPROCESSOR, (preprocessing or Preprocessing()).to_hugging_face())
         if to == "hf":
             safetensors.numpy.save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+            shutil.copymode(partial / CONFIG, partial / TENSORS)  # safetensors lets nobody else read it
         else:
             write_orbax(partial, model)
 

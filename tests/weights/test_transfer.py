@@ -204,6 +204,11 @@ def test_other_classes_keep_the_weights_of_the_names_they_share(model, caplog):
     assert changed.config.class_names == ("fox", "dog", "ant")
 
 
+def test_who_may_read_a_checkpoint_may_read_all_of_it(model, tmp_path):
+    save_model(model, tmp_path / "saved", to="hf")
+    assert len({file.stat().st_mode for file in (tmp_path / "saved").iterdir()}) == 1
+
+
 def test_a_folded_model_can_not_be_saved(model, tmp_path):
     from rtdetrv2_jax.model.fuse import fuse
 
