@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.export
@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from rtdetrv2_jax.arrays import Detections
-from rtdetrv2_jax.compilation import compiler_options, enable_persistent_cache
+from rtdetrv2_jax.compilation import enable_persistent_cache
 from rtdetrv2_jax.config import ConfigError, ModelConfig
+from rtdetrv2_jax.executables import KeptProgram
 from rtdetrv2_jax.image import ImageError, ImageSource, describe, read_image
 from rtdetrv2_jax.model.fuse import fuse
-from rtdetrv2_jax.model.rtdetrv2 import ImageSizeError, RTDETRv2, check_image_size
+from rtdetrv2_jax.model.rtdetrv2 import ImageSizeError, RTDETRv2, abstract_model, check_image_size
 from rtdetrv2_jax.postprocess import best_detections
 from rtdetrv2_jax.preprocessing import Prepared, Preprocessing
 from rtdetrv2_jax.weights.load import Source, load_pretrained
@@ -111,8 +112,7 @@ class Detector:
         if self.preprocessing.input_size:
             check_image_size(self.preprocessing.input_size, queries=self.config.decoder.queries)
         enable_persistent_cache()
-        self.model: RTDETRv2 = jax.jit(fuse)(model)
-        self.run = _compiled(self.model, self.preprocessing)
+        self._fused, self.run = _programs(model, self.preprocessing)
 
     @classmethod
     def from_pretrained(
@@ -137,6 +137,11 @@ class Detector:
         """
         model, preprocessing, _ = load_pretrained(source, dtype=jnp.dtype(dtype), revision=revision)
         return cls(model, preprocessing, max_batch=max_batch)
+
+    @functools.cached_property
+    def model(self) -> RTDETRv2:
+        """The model in its inference form, with the numbers that `run` uses."""
+        return self._fused()
 
     def __call__(
         self, images: ImageSource | list[ImageSource], *, threshold: Threshold = DEFAULT_THRESHOLD
@@ -223,17 +228,32 @@ class Detector:
         return np.array([threshold.get(name, DEFAULT_THRESHOLD) for name in self.config.class_names], np.float32)
 
 
-def _compiled(model: RTDETRv2, preprocessing: Preprocessing) -> functools.partial[Detections]:
-    """`detect` for one model, jitted. The model goes in as a flat list: that costs less a call than its tree."""
+def _programs(model: RTDETRv2, preprocessing: Preprocessing) -> tuple[Callable[[], RTDETRv2], KeptProgram]:
+    """The fused model, for whoever wants it, and `detect` for it, from images, sizes and content sizes.
+
+    Both programs take and give flat lists of arrays: that costs less a call than a tree, and where both are kept, no
+    one needs to know what the tree of the fused model is.
+    """
     leaves, structure = jax.tree.flatten(model)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+    # A model that someone changed may do anything: nothing that is kept is for it.
+    changed = structure != jax.tree.structure(abstract_model(model.config, dtype=model.dtype))
+    about = None if changed else f"{model.config} {model.dtype} {preprocessing}"
 
-    def run(leaves: list[Array], images: Array, sizes: Array, content_sizes: Array) -> Detections:
-        model = jax.tree.unflatten(structure, leaves)
+    @functools.cache
+    def fused_structure() -> Any:
+        return jax.tree.structure(jax.eval_shape(fuse, abstract))
+
+    def fold(leaves: list[Array]) -> list[Array]:
+        return jax.tree.leaves(fuse(jax.tree.unflatten(structure, leaves)))
+
+    def run(leaves: list[Array], images: Array, sizes: Array, content_sizes: Array) -> tuple[Array, ...]:
+        model = jax.tree.unflatten(fused_structure(), leaves)
         with jax.default_matmul_precision("float32" if model.dtype == jnp.float32 else "default"):
-            return detect(model, images, sizes, preprocessing=preprocessing, content_sizes=content_sizes)
+            return tuple(detect(model, images, sizes, preprocessing=preprocessing, content_sizes=content_sizes))
 
-    compiled = jax.jit(run, compiler_options=compiler_options())
-    return functools.partial(compiled, leaves)
+    fused = KeptProgram(fold, leaves, about=about)()
+    return lambda: jax.tree.unflatten(fused_structure(), fused), KeptProgram(run, fused, about=about)
 
 
 def _read_ahead(

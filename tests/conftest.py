@@ -29,6 +29,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def kept_programs(tmp_path):
+    """The folder of kept programs, for this test alone."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path / "executables"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.fixture(scope="session")
 def tiny_config():
     """A whole network, as small as one can be: two decoder layers, widths that differ everywhere."""

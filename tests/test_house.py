@@ -16,7 +16,7 @@ LIBRARY, PROGRAMS, MEASUREMENTS = "rtdetrv2_jax", ("convert", "train"), "benchma
 
 LAYERS = (
     ("compilation", "config", "palette", "sharding", "sources"),
-    ("arrays", "image", "preprocessor_json"),
+    ("arrays", "executables", "image", "preprocessor_json"),
     ("data", "ops", "preprocessing", "visualize"),
     ("evaluation", "model", "objective", "postprocess"),
     ("weights",),

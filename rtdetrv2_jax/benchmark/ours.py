@@ -37,7 +37,6 @@ def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:
             np.full((batch, 2), SIDE, np.int32),
         )
     )
-    jitted: Any = detector.run.func
     logits = jax.jit(lambda model, x: model(x).logits)(
         detector.model, jnp.asarray(pixels(images[0])[None], jnp.float32) / jnp.float32(255)
     )
@@ -46,7 +45,7 @@ def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:
         whole=lambda: detector(list(images)),
         scores=best_scores(np.asarray(logits, np.float32)),
         version=f"jax {jax.__version__}",
-        cost=lambda: cost_of(jitted.lower(*detector.run.args, *inputs).compile()),
+        cost=lambda: cost_of(detector.run.lower(*inputs).compile()),
     )
 
 

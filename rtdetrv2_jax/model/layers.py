@@ -30,6 +30,25 @@ def identity(x: Array) -> Array:
     return x
 
 
+class NoKeys(nnx.Rngs):
+    """In place of keys, for a model of which only shapes are wanted: to draw its numbers would be most of the work."""
+
+    def __init__(self) -> None:
+        pass
+
+    def params(self) -> None:
+        """No key."""
+
+
+def drawn(start: nnx.Initializer) -> nnx.Initializer:
+    """An initialiser that draws numbers if it is given a key, and else gives zeros."""
+
+    def init(key: Array | None, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jnp.zeros(shape, dtype) if key is None else start(key, shape, dtype)
+
+    return init
+
+
 def linear(
     inputs: int,
     outputs: int,
@@ -44,8 +63,9 @@ def linear(
     def uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -(inputs**-0.5), inputs**-0.5)
 
-    bias_init = bias_init or uniform
-    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, kernel_init=drawn(kernel_init), bias_init=drawn(bias_init or uniform), dtype=dtype, rngs=rngs
+    )
 
 
 class LayerNorm(nnx.Module):
@@ -148,7 +168,8 @@ class Convolution(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (kernel, kernel, inputs, outputs), jnp.float32))
+        shape = kernel, kernel, inputs, outputs
+        self.kernel = nnx.Param(drawn(kernel_init)(rngs.params(), shape, jnp.float32))
         self.stride = stride
         self.dtype = jnp.dtype(dtype)
 

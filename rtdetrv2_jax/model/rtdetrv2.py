@@ -1,7 +1,11 @@
 """RT-DETRv2: backbone, hybrid encoder, query selection, decoder."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
@@ -10,6 +14,7 @@ from rtdetrv2_jax.config import ModelConfig
 from rtdetrv2_jax.model.backbone import ResNet
 from rtdetrv2_jax.model.decoder import Decoder
 from rtdetrv2_jax.model.hybrid_encoder import HybridEncoder
+from rtdetrv2_jax.model.layers import NoKeys, drawn
 from rtdetrv2_jax.model.query_selection import MemoryProjection, QuerySelection
 
 STRIDE = 32
@@ -28,7 +33,7 @@ class RTDETRv2(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = dtype = jnp.dtype(dtype)
         self.backbone = ResNet(config.backbone, dtype=dtype, rngs=rngs)
         self.encoder = HybridEncoder(config, dtype=dtype, rngs=rngs)
         self.memory = MemoryProjection(config, dtype=dtype, rngs=rngs)
@@ -77,7 +82,7 @@ class LabelEmbedding(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        table = jax.random.normal(rngs.params(), (config.classes + 1, config.decoder.width))
+        table = drawn(nnx.initializers.normal(1.0))(rngs.params(), (config.classes + 1, config.decoder.width))
         self.table = nnx.Param(table.at[-1].set(0))
 
     def __call__(self, labels: Int[Array, "b q"]) -> Float[Array, "b q d"]:
@@ -87,19 +92,16 @@ class LabelEmbedding(nnx.Module):
         return table[labels]
 
 
-class _OneKey(nnx.Rngs):
-    """Gives the same key for everything: where only shapes are wanted, counting keys is most of the work."""
-
-    def __init__(self) -> None:
-        self.key = jax.random.key(0)
-
-    def params(self) -> Array:
-        return self.key
-
-
 def abstract_model(config: ModelConfig, *, dtype: DTypeLike = jnp.float32) -> RTDETRv2:
     """The model with shapes and types in place of numbers: what a checkpoint is read into."""
-    return nnx.eval_shape(lambda: RTDETRv2(config, dtype=dtype, rngs=_OneKey()))
+    shapes, structure = _shapes(config, jnp.dtype(dtype))
+    return jax.tree.unflatten(structure, shapes)
+
+
+@functools.cache
+def _shapes(config: ModelConfig, dtype: np.dtype) -> tuple[list[jax.ShapeDtypeStruct], Any]:
+    """A model's shapes, and its structure: to make a model only for these takes half a second."""
+    return jax.tree.flatten(nnx.eval_shape(lambda: RTDETRv2(config, dtype=dtype, rngs=NoKeys())))
 
 
 def split(predictions: tuple[Prediction, ...], count: int) -> tuple[tuple[Prediction, ...], tuple[Prediction, ...]]:
