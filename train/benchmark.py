@@ -8,6 +8,7 @@ import datetime
 import importlib.util
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rtdetrv2_jax.benchmark.record import leave_memory_to_others, machine, record
-from rtdetrv2_jax.benchmark.turns import BenchmarkError, Runtime, is_over, roofline
+from rtdetrv2_jax.benchmark.turns import PAUSE_SECONDS, BenchmarkError, Runtime, is_over, roofline
 from rtdetrv2_jax.config import RELEASED
 from rtdetrv2_jax.weights.files import write_json
 
@@ -92,6 +93,7 @@ def measure(
             if turn and is_over(until):
                 break
             for one in list(taking):
+                time.sleep(PAUSE_SECONDS)
                 try:
                     one[2].extend(one[0].run("step"))
                 except BenchmarkError as error:

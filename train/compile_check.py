@@ -5,7 +5,8 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from rtdetrv2_jax.arrays import Targets
+from rtdetrv2_jax.benchmark.record import record
 from rtdetrv2_jax.sharding import data_mesh
+from rtdetrv2_jax.weights.files import write_json
 
 from .batch import Batch
 from .hlo_report import Report, lines_of, report, warnings_of
@@ -96,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--side", type=int, nargs="+", metavar="N", help="compile only for images of these sides (default: all)"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -112,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     mesh = topology_mesh(arguments.topology)
     recipe = recipe_of(arguments, devices=mesh.size)
     made = program(recipe, steps_per_epoch=recipe.batches.steps_per_epoch(IMAGES))
-    faults = []
+    faults, figures = [], []
     for side in sides_of(recipe, arguments.side):
         about = f"{recipe.name} at {side}x{side} on {arguments.topology}"
         console.print(f"[bold]{about}[/]: {arguments.batch_per_chip} images a chip, {arguments.slots} boxes an image")
@@ -125,10 +129,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             show(console, compiled)
             found = faults_of(compiled)
+            what = {"recipe": recipe.name, "topology": arguments.topology, "batch_per_chip": arguments.batch_per_chip}
+            figures.append(what | {"side": side} | figure(compiled))
         for fault in found:
             console.print(f"  [red]fails[/]: {escape(fault)}")
         console.print()
         faults += found
+    if arguments.json:
+        write_json(arguments.json, record("compiled step", figures, program="python -m train"))
     return 1 if faults else 0
 
 
@@ -251,6 +259,19 @@ def show(console: Console, compiled: Compiled) -> None:
         console.print(f"  {escape(line)}")
     for warning in warnings_of(found):
         console.print(f"  [yellow]slow[/]: {escape(warning)}")
+
+
+def figure(compiled: Compiled) -> dict[str, Any]:
+    """What a program takes of each chip, as JSON has it."""
+    found = compiled.report
+    return {
+        "memory": compiled.memory.needed,
+        "memory_limit": compiled.memory.limit,
+        "flops": compiled.flops,
+        "bytes_accessed": compiled.bytes_accessed,
+        "cycles": found.cycles,
+        "collectives": [each._asdict() for each in found.collectives],
+    }
 
 
 def _gib(size: int) -> str:

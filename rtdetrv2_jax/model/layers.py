@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from rtdetrv2_jax.config import BackboneConfig
+from rtdetrv2_jax.ops.channels import affine, moments
 
 Activation = Callable[[Array], Array]
 
@@ -130,12 +131,10 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """`x`, normalised: by the running statistics, or in training by its own, which it adds to them."""
         scale, shift = self.affine() if self.use_running_average else self._batch_affine(x)
-        return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+        return affine(x, scale, shift)
 
     def _batch_affine(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
-        wide = x.astype(jnp.float32)
-        mean = wide.mean((0, 1, 2))
-        variance = jnp.square(wide - mean).mean((0, 1, 2))
+        mean, variance = moments(x)
         count = x.size // x.shape[-1]
         unbiased = variance * (count / max(count - 1, 1))
         self.mean[...] += BATCH_NORM_MOMENTUM * (jax.lax.stop_gradient(mean) - self.mean[...])

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import json
 
 import jax
 import pytest
@@ -50,6 +51,14 @@ def without_compiling(monkeypatch):
     monkeypatch.setattr(compile_check, "program", lambda recipe, **_: recipe)
     monkeypatch.setattr(compile_check, "compile_step", compile_step)
     return results
+
+
+def test_figures_are_written_for_programs_to_read(without_compiling, tmp_path):
+    assert run(parsed("--recipe", "coco_r50", "--side", "640", "--json", str(tmp_path / "figures.json"))) == 0
+    (figure,) = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert (figure["recipe"], figure["side"], figure["batch_per_chip"]) == ("coco_r50", 640, 16)
+    assert figure["memory"] == 8 * GIB
+    assert figure["collectives"] == [{"kind": "all-reduce", "in_loop": False, "times": 3, "bytes": 4_000_000}]
 
 
 def test_a_step_that_fits_passes_and_is_described(without_compiling, capsys):
