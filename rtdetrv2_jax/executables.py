@@ -26,6 +26,8 @@ from rtdetrv2_jax.compilation import compiler_options, enable_persistent_cache
 
 MOST_FILES = 64
 """How many programs are kept; the one that was not used for longest goes first."""
+NOT_KEPT = b"a program that can't be kept"
+"""Stands in the place of one that its backend can't write, or not read again: JAX's own cache is for such."""
 
 Arrays = Sequence[jax.Array | np.ndarray]
 Shapes = tuple[tuple[tuple[int, ...], str], ...]
@@ -75,16 +77,26 @@ class KeptProgram:
             return found
         compiled = self._compiled(arrays)
         try:
-            _write(file, compiled)
-        except Exception as error:  # a full disk, or a backend whose programs can't be kept
+            _write(file, pickle.dumps(serialize_executable.serialize(compiled)))
+        except OSError as error:  # the disk is full
+            logger.debug("%s can't be written: %s", file, error)
+            return compiled, compiled(self.bound, *arrays)
+        except Exception as error:  # such programs can't be kept
             logger.debug("%s can't be kept: %s", file, error)
-        return self._tried(file, arrays) or (compiled, compiled(self.bound, *arrays))
+        if found := self._tried(file, arrays):
+            return found
+        with contextlib.suppress(OSError):
+            _write(file, NOT_KEPT)
+        return self._jitted, self._jitted(self.bound, *arrays)
 
     def _tried(self, file: Path, arrays: Arrays) -> tuple[Callable[..., Any], Any] | None:
         """A kept program and what it gives, or None if there is none that works."""
         try:
-            program = _read(file)
-            return program, jax.block_until_ready(program(self.bound, *arrays))
+            kept = file.read_bytes()
+            program = self._jitted if kept == NOT_KEPT else _loaded(kept)
+            result = jax.block_until_ready(program(self.bound, *arrays))
+            os.utime(file)
+            return program, result
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever is wrong with it, it can be made again
@@ -147,19 +159,15 @@ def _folder() -> Path | None:
     return folder
 
 
-def _read(file: Path) -> Callable[..., Any]:
-    loaded = serialize_executable.deserialize_and_load(
-        *pickle.loads(file.read_bytes()), execution_devices=jax.local_devices()[:1]
-    )
-    os.utime(file)
-    return loaded
+def _loaded(kept: bytes) -> Callable[..., Any]:
+    return serialize_executable.deserialize_and_load(*pickle.loads(kept), execution_devices=jax.local_devices()[:1])
 
 
-def _write(file: Path, compiled: jax.stages.Compiled) -> None:
+def _write(file: Path, kept: bytes) -> None:
     """Puts a program in its place at once or not at all, and takes the oldest away where there are too many."""
     partial = file.with_name(f"partial-{secrets.token_hex(8)}")
     try:
-        partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
+        partial.write_bytes(kept)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

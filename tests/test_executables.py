@@ -100,6 +100,22 @@ def test_a_program_that_jax_has_in_its_own_cache_is_compiled_again_so_that_it_ca
     assert len(list(kept_programs.iterdir())) == 1
 
 
+@pytest.mark.parametrize("does", ["serialize", "deserialize_and_load"])
+def test_a_backend_whose_programs_can_not_be_kept_is_left_to_jax_and_its_cache(kept_programs, monkeypatch, does):
+    asked = []
+
+    def refuse(*arguments, **options):
+        asked.append(does)
+        raise ValueError("no")
+
+    monkeypatch.setattr(executables.serialize_executable, does, refuse)
+    assert run() == (ANSWER, 2)  # to be kept, and then as ever
+    assert asked == [does]
+    assert run() == (ANSWER, 1)
+    assert asked == [does]
+    assert [file.read_bytes() for file in kept_programs.iterdir()] == [executables.NOT_KEPT]
+
+
 def test_where_nothing_can_be_kept_it_runs_all_the_same(kept_programs, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
