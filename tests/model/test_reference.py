@@ -1,6 +1,7 @@
 """The network against tensors that the authors' code computed."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -20,13 +21,11 @@ from rtdetrv2_jax.weights.transfer import from_tensors
 
 CASES = ("r18", "r50", "points", "discrete", "evalidx", "nonsquare")
 HUGGING_FACE_CASES = ("r18", "r50", "discrete", "evalidx", "nonsquare")
-# Folding is the same for all; these have what it meets: both kinds of blocks, and maps that are not square.
+# By default both kinds of blocks, both forms, and maps that are not square.
+AT_ONCE = (("r18", "training"), ("r50", "inference"), ("nonsquare", "training"))
 FORMS = [
-    *((case, "training") for case in CASES),
-    *(
-        pytest.param(case, "inference", marks=() if case in ("r50", "nonsquare") else pytest.mark.slow)
-        for case in CASES
-    ),
+    pytest.param(*both, marks=() if both in AT_ONCE else pytest.mark.slow)
+    for both in itertools.product(CASES, ("training", "inference"))
 ]
 # Three times the float32 noise of the reference, as measured over all its variants.
 LOGITS, BOXES = 6e-4, 2e-5

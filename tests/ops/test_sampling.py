@@ -134,7 +134,7 @@ def test_the_form_follows_the_devices_that_a_program_is_for_not_those_of_the_pro
     ("sizes", "points", "queries", "heads", "channels"),
     [
         # two groups of heads; rows that are no multiple of eight, levels that end anywhere
-        (((6, 10), (3, 5), (2, 3)), (3, 6, 3), 7, 8, 32),
+        pytest.param(((6, 10), (3, 5), (2, 3)), (3, 6, 3), 7, 8, 32, marks=pytest.mark.slow),
         # a tile with the reads of two heads; a level of a full chunk and part of one; rows of one token
         (((24, 64), (3, 1)), (1, 2), 67, 2, 16),
         # a loop over chunks; one query more than a tile, and a head as wide as a tile
@@ -151,6 +151,7 @@ def test_products_of_matrices_are_the_plain_definition_and_so_are_their_gradient
         np.testing.assert_allclose(one, other, atol=1e-6 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 def test_products_of_matrices_in_bfloat16_err_as_the_plain_definition_does():
     sizes, points = ((8, 8), (4, 4)), (4, 4)
     values, locations, weights, change = drawn(sizes, points, queries=40, heads=4, channels=32)
