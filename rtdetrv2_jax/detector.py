@@ -238,7 +238,8 @@ def _programs(model: RTDETRv2, preprocessing: Preprocessing) -> tuple[Callable[[
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
     # A model that someone changed may do anything: nothing that is kept is for it.
     changed = structure != jax.tree.structure(abstract_model(model.config, dtype=model.dtype))
-    about = None if changed else f"{model.config} {model.dtype} {preprocessing}"
+    about = None if changed else f"{model.config} {model.dtype}"
+    about_run = None if changed else f"{about} {preprocessing}"
 
     @functools.cache
     def fused_structure() -> Any:
@@ -253,7 +254,7 @@ def _programs(model: RTDETRv2, preprocessing: Preprocessing) -> tuple[Callable[[
             return tuple(detect(model, images, sizes, preprocessing=preprocessing, content_sizes=content_sizes))
 
     fused = KeptProgram(fold, leaves, about=about)()
-    return lambda: jax.tree.unflatten(fused_structure(), fused), KeptProgram(run, fused, about=about)
+    return lambda: jax.tree.unflatten(fused_structure(), fused), KeptProgram(run, fused, about=about_run)
 
 
 def _read_ahead(

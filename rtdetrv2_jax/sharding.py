@@ -78,9 +78,9 @@ def each_share(function: Callable[..., Result], *arrays: jax.Array, axis: int = 
     """The function of each device's share of some arrays along an axis, results put together again.
 
     For what XLA cannot share out by itself: a kernel of Pallas, or a loop that each device may leave when its own share
-    is done. The devices are those of the mesh in use while the
-    program is traced: that of `traced_for`, or of `jax.set_mesh`. Where there is none, or none with a data axis, or
-    where a `jax.shard_map` has told the devices apart already, this is a plain call.
+    is done. The devices are those of the mesh in use while the program is traced: that of `traced_for`, or of
+    `jax.set_mesh`. Where there is none, or none with a data axis, or where a `jax.shard_map` has told the devices apart
+    already, this is a plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if DATA not in mesh.axis_names or mesh.manual_axes:

@@ -4,7 +4,6 @@ Each way of sampling comes down to cells of the pyramid and the share of each; w
 one meaning, of which each backend has its fastest. On a TPU no cell is looked up at all: see `sampling_matmul`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -64,8 +63,14 @@ def deformable_sampling(
 
     Source: RT-DETRv2, section 3.1; lyuwenyu/RT-DETR, `deformable_attention_core_func_v2`.
     """
-    gather = partial(_read_cells, read_gathered, sizes=sizes, points=points, method=method)
-    unrolled = partial(_read_cells, read_unrolled, sizes=sizes, points=points, method=method)
+    cells = partial(bilinear_cells if method == "bilinear" else discrete_cells, levels=_levels(sizes, points))
+
+    def gather(values: Array, locations: Array, weights: Array) -> Array:
+        return read_gathered(values, cells(locations, weights))
+
+    def unrolled(values: Array, locations: Array, weights: Array) -> Array:
+        return read_unrolled(values, cells(locations, weights))
+
     # The one place that decides where the kernels apply: elsewhere a TPU gathers.
     heads, channels = values.shape[2:]
     tiles = plan(sizes, points, queries=locations.shape[1], heads=heads, channels=channels)
@@ -154,20 +159,6 @@ def _unrolled_backward(
 
 
 read_unrolled.defvjp(_unrolled_forward, _unrolled_backward)
-
-
-def _read_cells(
-    read: Callable[..., Float[Array, "b q n e"]],
-    values: Float[Array, "b s n e"],
-    locations: Float[Array, "b q n p 2"],
-    weights: Float[Array, "b q n p"],
-    *,
-    sizes: Sizes,
-    points: tuple[int, ...],
-    method: Sampling,
-) -> Float[Array, "b q n e"]:
-    cells = bilinear_cells if method == "bilinear" else discrete_cells
-    return read(values, cells(locations, weights, levels=_levels(sizes, points)))
 
 
 def _has_little_vmem() -> bool:
