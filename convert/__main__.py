@@ -18,7 +18,7 @@ from rtdetrv2_jax.config import ConfigError
 from rtdetrv2_jax.image import ImageError
 from rtdetrv2_jax.model.rtdetrv2 import ImageSizeError, RTDETRv2
 from rtdetrv2_jax.weights.config_json import to_hugging_face
-from rtdetrv2_jax.weights.files import replaced_folder
+from rtdetrv2_jax.weights.files import replaced_checkpoint
 from rtdetrv2_jax.weights.hub import SourceError
 from rtdetrv2_jax.weights.load import Format, inference_layers_only, save_model
 from rtdetrv2_jax.weights.transfer import WeightsError
@@ -98,7 +98,7 @@ def _convert(arguments: argparse.Namespace, out: Console, progress: Console) -> 
     _print_lines(out, describe(source))
     _check_place(source, destination)
     model = _to_write(source, out, to=to, drop_unused_layers=arguments.drop_unused_layers)
-    with replaced_folder(destination) as partial:
+    with replaced_checkpoint(destination) as partial:
         reference = None
         if arguments.verify:
             with _stage(progress, "running the source in PyTorch"):

@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from rtdetrv2_jax.compilation import compiler_options, enable_persistent_cache
+from rtdetrv2_jax.replacing import replaced_file
 
 MOST_FILES = 64
 """How many programs are kept; the one that was not used for longest goes first."""
@@ -165,12 +166,8 @@ def _loaded(kept: bytes) -> Callable[..., Any]:
 
 def _write(file: Path, kept: bytes) -> None:
     """Puts a program in its place at once or not at all, and takes the oldest away where there are too many."""
-    partial = file.with_name(f"partial-{secrets.token_hex(8)}")
-    try:
+    with replaced_file(file) as partial:
         partial.write_bytes(kept)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
     by_age = sorted(file.parent.iterdir(), key=lambda each: each.stat().st_mtime)
     for old in by_age[:-MOST_FILES]:
         old.unlink(missing_ok=True)

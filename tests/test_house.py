@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY, PROGRAMS, MEASUREMENTS = "rtdetrv2_jax", ("convert", "train"), "benchmarks"
 
 LAYERS = (
-    ("compilation", "config", "palette", "sharding", "sources"),
+    ("compilation", "config", "palette", "replacing", "sharding", "sources"),
     ("arrays", "executables", "image", "preprocessor_json"),
     ("data", "ops", "preprocessing", "visualize"),
     ("evaluation", "model", "objective", "postprocess"),

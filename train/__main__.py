@@ -25,8 +25,9 @@ from . import benchmark, compile_check
 from .batches import TrainingBatches
 from .checkpoints import CheckpointError
 from .journal import JournalError
-from .loop import Place, train, training_source
+from .loop import train, training_source
 from .meter import TrainingError
+from .place import Place
 from .recipe import Recipe, RecipeError, fields_of
 from .recipes import NAMES, summary
 from .show_batch import show_batch

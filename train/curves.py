@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from rtdetrv2_jax.replacing import replaced_file
+
 from .journal import read_journal
 
 if TYPE_CHECKING:
@@ -86,11 +88,10 @@ def draw_curves(folder: Path) -> Path | None:
     for axes in (norm, speed, wait):
         axes.set_xlabel("step", color=GREY)
 
-    partial = folder / f".{CURVES}.partial"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replaced_file(folder / CURVES) as partial:
         warnings.filterwarnings("ignore", message="Glyph")  # that the font lacks for the name of the folder
         figure.savefig(partial, format="png")
-    return partial.replace(folder / CURVES)
+    return folder / CURVES
 
 
 @functools.cache

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+
+from rtdetrv2_jax.replacing import replaced_file
 
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
@@ -156,12 +157,8 @@ def _drop_later(log: Path, *, at_step: int) -> None:
     kept = b"".join(line + b"\n" for line, entry in _entries(log) if entry["step"] <= at_step)
     if not log.exists() or kept == log.read_bytes():
         return
-    partial = log.with_name(f"{log.name}.partial")
-    with partial.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(log)
+    with replaced_file(log) as partial:
+        partial.write_bytes(kept)
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,6 @@
 """The run: step after step, measured, told and saved on the way, and resumed as if it had never stopped."""
 
-import dataclasses
-import json
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -14,17 +10,17 @@ from rich.console import Console
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.preprocessing import Preprocessing
 from rtdetrv2_jax.sharding import check_batch_size, data_mesh, replicate
-from rtdetrv2_jax.weights.files import read_json, write_json
 from rtdetrv2_jax.weights.load import load_pretrained
 
 from .batches import TrainingBatches
-from .checkpoints import CheckpointError, Checkpoints
+from .checkpoints import Checkpoints
 from .curves import draw_curves
 from .interruption import Interruption
 from .journal import Journal, StepRecord
-from .loading import OnBadData, TrainingSource, target_slots
+from .loading import TrainingSource, target_slots
 from .meter import Meter
 from .pictures import save_predictions
+from .place import Place, agree
 from .programs import Programs
 from .progress import Progress
 from .recipe import Recipe
@@ -32,29 +28,10 @@ from .starting import Data
 from .step import Program, TrainState, init_state, jitted_step, model_of, program
 from .validation import Validation
 
-RECIPE, PICTURES = "recipe.json", "pictures"
+PICTURES = "pictures"
 BEST, LAST, HUGGING_FACE = "best", "last", "best_hf"
 Ending = Literal["finished", "interrupted"]
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where and how a run takes place; none of it changes what is learned.
-
-    Args:
-        folder: of the run, on a disk that all of its processes share.
-        resume: whether to go on with the run that is there, if there is one.
-        workers: processes that read images ahead, for each process that trains.
-        tensorboard: whether to write files for TensorBoard.
-        on_bad_data: what to do with images that cannot be read.
-    """
-
-    folder: Path
-    resume: bool = False
-    workers: int = 0
-    tensorboard: bool = False
-    on_bad_data: OnBadData = "skip"
 
 
 def train(recipe: Recipe, model: RTDETRv2, data: Data, place: Place) -> Ending:
@@ -74,7 +51,7 @@ def train(recipe: Recipe, model: RTDETRv2, data: Data, place: Place) -> Ending:
     source = training_source(recipe, data, place)
     made = program(recipe, steps_per_epoch=source.steps_per_epoch)
     with Checkpoints(place.folder, mesh=mesh) as checkpoints:
-        _agree(recipe, place, checkpoints.latest)
+        agree(recipe, place, checkpoints.latest)
         state, notes = replicate(mesh, init_state(made, model)), {"best": None, "batches": None}
         if checkpoints.latest is not None:
             state, notes = checkpoints.restore(state)
@@ -266,37 +243,3 @@ class Run:
         self.journal.event(step, text)
         if self.writes:
             self.progress.say(text)
-
-
-def _agree(recipe: Recipe, place: Place, latest: int | None) -> None:
-    """Sees to it that the folder is of this run, and says in it what the run is.
-
-    Raises:
-        CheckpointError: It is of another.
-    """
-    file = place.folder / RECIPE
-    ours = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if latest is not None and not place.resume:
-        raise CheckpointError(
-            f"{place.folder} has a run that has made {latest} steps: --resume goes on with it, or name another --output"
-        )
-    if latest is not None:
-        theirs = read_json(file)
-        different = [path for path in _differences(theirs, ours) if not path.startswith("keeping")]
-        if different:
-            raise CheckpointError(
-                f"the run in {place.folder} was started with other settings: {'; '.join(different[:8])}. Give it the "
-                "same ones, or start a new run from its weights: --start, with another --output"
-            )
-    elif jax.process_index() == 0:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, ours)
-
-
-def _differences(theirs: Any, ours: Any, *, path: str = "") -> list[str]:
-    """Where two trees of settings differ, by dotted path."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        names = list(dict.fromkeys([*theirs, *ours]))
-        inner = [_differences(theirs.get(n), ours.get(n), path=f"{path}.{n}" if path else n) for n in names]
-        return [each for found in inner for each in found]
-    return [] if theirs == ours else [f"{path} was {theirs}, is {ours}"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rtdetrv2_jax.data import DataError, Dataset, Sample
 from rtdetrv2_jax.image import ImageError
+from rtdetrv2_jax.replacing import replaced_file
 from rtdetrv2_jax.visualize import draw_detections, load_font, writable
 
 from .show_batch import GAP, PAPER, contact_sheet
@@ -78,9 +79,8 @@ def save_predictions(
         tile.paste(Image.fromarray(pair.truth), (left, top))
         tile.paste(Image.fromarray(pair.found), (left + width + GAP, top))
         tiles.append(np.asarray(tile))
-    partial = file.with_name(f".{file.stem}.partial{file.suffix}")
-    Image.fromarray(contact_sheet(tiles, [pair.caption for pair in pairs])).save(partial, quality=88)
-    partial.replace(file)
+    with replaced_file(file) as partial:
+        Image.fromarray(contact_sheet(tiles, [pair.caption for pair in pairs])).save(partial, quality=88)
 
 
 def _pairs(

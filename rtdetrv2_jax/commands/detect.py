@@ -19,6 +19,7 @@ from rich.table import Table
 from rtdetrv2_jax.config import ConfigError
 from rtdetrv2_jax.detector import DEFAULT_THRESHOLD, Detector, Found, Result, Threshold
 from rtdetrv2_jax.image import ImageError
+from rtdetrv2_jax.replacing import replaced_file
 from rtdetrv2_jax.sources import describe, find_images
 from rtdetrv2_jax.visualize import draw_detections
 
@@ -129,9 +130,8 @@ def write_json(records: list[dict[str, Any]], destination: str) -> None:
     if destination == "-":
         sys.stdout.write(text)
         return
-    partial = f"{destination}.partial"
-    Path(partial).write_text(text, encoding="utf-8")
-    Path(partial).replace(destination)
+    with replaced_file(Path(destination)) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 class _Saver:

@@ -1,14 +1,8 @@
-"""Files of weights: safetensors read whole, and folders that change at once or not at all."""
+"""Files of weights: safetensors and JSON, and the folders of checkpoints."""
 
 import contextlib
-import ctypes
-import errno
-import glob
 import json
-import os
 import re
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rtdetrv2_jax.replacing import replaced_file, replaced_folder
 from rtdetrv2_jax.weights.transfer import WeightsError
 
 CONFIG, PREPROCESSOR, TENSORS, INDEX = (
@@ -69,66 +64,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Writes an object as an indented JSON file."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes an object as an indented JSON file, at once or not at all."""
+    with replaced_file(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def replaced_folder(destination: Path, *, needs: int = 0) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `destination` when the block ends well.
-
-    Until then `destination` is as it was, and after an exception or a kill too; what a kill left behind is cleared away
-    by the next write to the same place.
-
-    Args:
-        destination: What is replaced; where it is a link, what it points to.
-        needs: How many bytes will be written: a disk that can't hold them is found out before, not half-way.
+def replaced_checkpoint(destination: Path, *, needs: int = 0) -> Iterator[Path]:
+    """A new folder to write a checkpoint into, which takes the place of `destination` as `replaced_folder` says.
 
     Raises:
         FileExistsError: `destination` is there and is something else than a checkpoint.
         OSError: The disk is full, or something else about the place is wrong.
     """
-    destination = destination.resolve()
-    if destination.exists():
-        strangers = _strangers(destination)
-        if strangers:
-            raise FileExistsError(
-                f"{destination} is not a checkpoint folder (it holds {', '.join(strangers[:4])}): name a new folder"
-            )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}.partial-"
-    for stale in destination.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _is_running(stale.name.removeprefix(prefix)):
-            shutil.rmtree(stale, ignore_errors=True)
-    partial = destination.with_name(f"{prefix}{os.getpid()}")
-    partial.mkdir()
-    try:
-        if shutil.disk_usage(partial).free < needs:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    strangers = _strangers(destination) if destination.exists() else []
+    if strangers:
+        raise FileExistsError(
+            f"{destination} is not a checkpoint folder (it holds {', '.join(strangers[:4])}): name a new folder"
+        )
+    with replaced_folder(destination, needs=needs) as partial:
         yield partial
-        _flush(partial)
-        _take_place(partial, destination)
-    except Exception as error:
-        if _says_full(error):
-            raise OSError(
-                errno.ENOSPC, f"the disk is full: nothing at {destination} was changed; free some space and run again"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_running(process: str) -> bool:
-    """Whether the process with this number, another than this one, is there: it may be writing still."""
-    if not process.isdecimal() or int(process) == os.getpid() or os.name != "posix":
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
@@ -141,46 +96,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _says_full(error: Exception) -> bool:
-    """Whether an error means a full disk: safetensors and Orbax hand on the system's in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)
-
-
 def _strangers(folder: Path) -> list[str]:
     if not folder.is_dir():
         return ["not even a folder"]
     return sorted(entry.name for entry in folder.iterdir() if not _CHECKPOINT_FILES.fullmatch(entry.name))
-
-
-def _flush(folder: Path) -> None:
-    """Brings every file below a folder to the disk, so that a power cut can't follow the rename with empty files."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _take_place(new: Path, destination: Path) -> None:
-    """Puts `new` where `destination` is. On Linux in one step; elsewhere there is a moment with the old set aside."""
-    if not destination.exists():
-        new.rename(destination)
-    elif not _exchange(new, destination):
-        aside = destination.with_name(f".{destination.name}.previous")
-        destination.rename(aside)
-        new.rename(destination)
-        shutil.rmtree(aside)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two folders in one step, where the system can; tells whether it did."""
-    if not sys.platform.startswith("linux"):
-        return False
-    here, exchange = -100, 2
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:
-        return False
-    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

@@ -26,7 +26,7 @@ from rtdetrv2_jax.weights.files import (
     TENSORS,
     read_json,
     read_tensors,
-    replaced_folder,
+    replaced_checkpoint,
     write_json,
 )
 from rtdetrv2_jax.weights.hub import SourceError, find
@@ -106,7 +106,7 @@ def save_model(
     """
     config = (config_json.to_hugging_face if to == "hf" else config_json.to_ours)(model.config)
     tensors = to_tensors(model)
-    with replaced_folder(Path(folder), needs=sum(tensor.nbytes for tensor in tensors.values())) as partial:
+    with replaced_checkpoint(Path(folder), needs=sum(tensor.nbytes for tensor in tensors.values())) as partial:
         write_json(partial / CONFIG, config)
         write_json(partial / PREPROCESSOR, (preprocessing or Preprocessing()).to_hugging_face())
         if to == "hf":

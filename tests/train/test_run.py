@@ -33,7 +33,8 @@ from train.__main__ import main as command
 from train.batches import TrainingBatches
 from train.checkpoints import STATES, CheckpointError, Checkpoints
 from train.journal import LOG, read_journal
-from train.loop import BEST, HUGGING_FACE, LAST, PICTURES, RECIPE, Place, train, training_source
+from train.loop import BEST, HUGGING_FACE, LAST, PICTURES, train, training_source
+from train.place import RECIPE, Place
 from train.recipe import override
 from train.recipes import build
 from train.starting import Data, open_data, starting_point
