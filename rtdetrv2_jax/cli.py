@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from rtdetrv2_jax.commands import benchmark, demo, detect, evaluate
+from rtdetrv2_jax.commands import benchmark, demo, detect, evaluate, export
 from rtdetrv2_jax.compilation import keep_freed_memory
 from rtdetrv2_jax.config import ConfigError
 from rtdetrv2_jax.data import DataError
@@ -20,6 +20,7 @@ COMMANDS = {
     "detect": (detect, "find objects in images"),
     "demo": (demo, "draw scenes and detect in them: everything this program does, offline"),
     "evaluate": (evaluate, "measure average precision on a data set, as COCO does"),
+    "export": (export, "write a detector as one ONNX file, and check it"),
     "benchmark": (benchmark, "measure speed, beside other runtimes where they are installed"),
 }
 

@@ -21,7 +21,8 @@ LAYERS = (
     ("evaluation", "model", "objective", "postprocess"),
     ("weights",),
     ("detector",),
-    ("benchmark", "export"),
+    ("export",),
+    ("benchmark",),
     ("commands",),
     ("cli",),
 )
@@ -36,8 +37,10 @@ PLAIN_PACKAGES = ("jaxtyping", "numpy", "PIL", "yaml")
 DOORS = {
     "torch": ("convert/*", "rtdetrv2_jax/benchmark/peers.py", "train/benchmark_steps.py", "tests/parity/*"),
     "transformers": ("convert/*", "rtdetrv2_jax/benchmark/peers.py", "train/benchmark_steps.py", "tests/parity/*"),
-    "onnxruntime": ("rtdetrv2_jax/benchmark/peers.py", "tests/parity/*"),
-    "openvino": ("rtdetrv2_jax/benchmark/peers.py", "tests/parity/*"),
+    "onnxruntime": ("rtdetrv2_jax/benchmark/engines.py", "rtdetrv2_jax/export/onnx_check.py", "tests/*"),
+    "openvino": ("rtdetrv2_jax/benchmark/engines.py", "tests/*"),
+    "spox": ("rtdetrv2_jax/export/onnx_*.py", "rtdetrv2_jax/benchmark/exported.py", "tests/*"),
+    "onnx": ("rtdetrv2_jax/export/onnx_*.py", "tests/export/*"),
     "grain": ("train/batches.py", "train/loading.py", "tests/train/*"),
     "matplotlib": ("train/curves.py", "tests/train/test_curves.py"),
     "tensorboardX": ("train/journal.py", "tests/train/test_journal.py"),

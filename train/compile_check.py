@@ -245,7 +245,8 @@ def show(console: Console, compiled: Compiled) -> None:
         f"{_gib(memory.arguments)}, outputs {_gib(memory.outputs)} ({_gib(memory.aliased)} in place of arguments), "
         f"temporaries {_gib(memory.temporaries)}, code {_gib(memory.code)}",
         "work a chip": f"{compiled.flops / 1e12:.3g} TFLOP, {compiled.bytes_accessed / 1e9:,.1f} GB accessed, "
-        f"{found.cycles / 1e6:,.1f} million cycles estimated (loops once; no scatter, gather or sort)",
+        f"{found.cycles / 1e6:,.1f} million cycles estimated (loops once; no scatter, gather, sort or kernel of ours), "
+        f"{found.product_cycles / 1e6:,.1f} of them with convolutions and matrix products",
         "collectives": "; ".join(
             f"{each.times} {each.kind}{' in loops' * each.in_loop}, {each.bytes:,} bytes" for each in found.collectives
         ),
@@ -270,6 +271,7 @@ def figure(compiled: Compiled) -> dict[str, Any]:
         "flops": compiled.flops,
         "bytes_accessed": compiled.bytes_accessed,
         "cycles": found.cycles,
+        "product_cycles": found.product_cycles,
         "collectives": [each._asdict() for each in found.collectives],
     }
 

@@ -11,9 +11,9 @@ COLLECTIVES = (
 )
 NOT_ESTIMATED = ("scatter", "gather", "sort")
 """What a TPU's compiler says no cycles for."""
+PRODUCTS = ("convolution", "dot")
 TELLING = (
-    "convolution",
-    "dot",
+    *PRODUCTS,
     *NOT_ESTIMATED,
     "select-and-scatter",
     "reduce-window",
@@ -53,9 +53,14 @@ class Collective(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What there is to know of a program: `cycles` are estimates, summed, with one turn of each loop."""
+    """What there is to know of a program.
+
+    `cycles` are estimates, summed, with one turn of each loop; `product_cycles` are those of convolutions and matrix
+    products, with what is fused to them.
+    """
 
     cycles: int
+    product_cycles: int
     slowest: tuple[Work, ...]
     not_estimated: tuple[Work, ...]
     loops: tuple[Loop, ...]
@@ -68,10 +73,11 @@ def report(text: str, *, most: int = 10) -> Report:
     module = parse(text)
     works = alike(module)
     estimated = sorted((work for work in works if work.cycles), key=lambda work: -work.cycles)
-    silent = [work for work in works if not work.cycles and set(re.split("[:,] ", work.what)) & set(NOT_ESTIMATED)]
+    silent = [work for work in works if not work.cycles and set(_kinds(work)) & set(NOT_ESTIMATED)]
     silent.sort(key=lambda work: -work.times * size_in_bytes(work.shape))
     return Report(
         cycles=sum(work.cycles for work in works),
+        product_cycles=sum(work.cycles for work in works if set(_kinds(work)) & set(PRODUCTS)),
         slowest=tuple(estimated[:most]),
         not_estimated=tuple(silent[:most]),
         loops=loops(module),
@@ -150,6 +156,10 @@ def _collective(instruction: Instruction) -> str | None:
     """The kind of an exchange. One that is started and ended apart counts where it ends: there stands its result."""
     kind = instruction.opcode.removesuffix("-done")
     return kind if kind in COLLECTIVES else None
+
+
+def _kinds(work: Work) -> list[str]:
+    return re.split("[:,] ", work.what)
 
 
 def _what(module: Module, instruction: Instruction) -> str:

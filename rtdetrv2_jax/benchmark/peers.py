@@ -1,7 +1,7 @@
 """The other runtimes that are measured: Hugging Face's model, eager, compiled, or carried over to another engine.
 
-The one place of the library that imports torch, transformers, ONNX Runtime and OpenVINO, each only in its own process.
-Where PyTorch has a GPU, the network and its input lie there, and a run ends when the GPU has.
+The one place of the library that imports torch and transformers, each only in its own process. Where PyTorch has a
+GPU, the network and its input lie there, and a run ends when the GPU has.
 """
 
 import io
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from rtdetrv2_jax.benchmark.loaded import SIDE, Loaded, LoadingError, best_scores, channels_first, picture, version
+from rtdetrv2_jax.benchmark.engines import INPUT, check_onnxruntime, in_onnxruntime, in_openvino
+from rtdetrv2_jax.benchmark.loaded import Loaded, LoadingError, best_scores, channels_first, picture, version
 
 CXX, CUDA_CC = ("g++", "clang++"), ("gcc", "clang", "cc")
 
@@ -57,33 +57,18 @@ def load_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded:
     Raises:
         LoadingError: Another dtype than float32; a GPU that it has no provider for.
     """
-    import onnxruntime
     import torch
 
-    if dtype != "float32":
-        raise LoadingError("ONNX Runtime is measured in float32 alone: NumPy, which it is fed by, has no bfloat16")
-    provider = "CUDAExecutionProvider" if torch.cuda.is_available() else "CPUExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise LoadingError("ONNX Runtime has no CUDA provider here: install onnxruntime-gpu")
+    on_gpu = torch.cuda.is_available()
+    check_onnxruntime(dtype=dtype, on_gpu=on_gpu)
     inputs = channels_first([picture()] * batch)
     with tempfile.TemporaryDirectory() as temporary:
-        path = str(Path(temporary) / "model.onnx")
+        path = Path(temporary) / "model.onnx"
         answer = _answering(_torch_model(folder, "float32"))
-        torch.onnx.export(answer, (torch.from_numpy(inputs),), path, dynamo=False, opset_version=17, input_names=["x"])
-        session = onnxruntime.InferenceSession(path, providers=[provider])
-    bound = session.io_binding()
-    where = "cuda" if provider.startswith("CUDA") else "cpu"
-    bound.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(inputs, where, 0))
-    for output in session.get_outputs():
-        bound.bind_output(output.name, where)
-
-    def device() -> Any:
-        session.run_with_iobinding(bound)
-        bound.synchronize_outputs()
-
-    return _array_loaded(
-        device, lambda x: session.run(None, {"x": x}), inputs, f"ONNX Runtime {onnxruntime.__version__}"
-    )
+        torch.onnx.export(
+            answer, (torch.from_numpy(inputs),), str(path), dynamo=False, opset_version=17, input_names=[INPUT]
+        )
+        return in_onnxruntime(path, inputs, on_gpu=on_gpu)
 
 
 def load_openvino(folder: Path, *, dtype: str, batch: int) -> Loaded:
@@ -92,27 +77,12 @@ def load_openvino(folder: Path, *, dtype: str, batch: int) -> Loaded:
     Raises:
         LoadingError: There is a GPU, which it would not use.
     """
-    import openvino
     import torch
 
-    if torch.cuda.is_available():
-        raise LoadingError("OpenVINO runs on the processor, which would be no race beside a GPU")
     inputs = channels_first([picture()] * batch)
     with torch.no_grad():
         exported = torch.export.export(_answering(_torch_model(folder, "float32")), (torch.from_numpy(inputs),))
-        converted = openvino.convert_model(exported)
-    converted.reshape([batch, 3, SIDE, SIDE])
-    # Without the hint it would choose by the processor, and compute in bfloat16 where that is faster.
-    precision = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[dtype]
-    compiled = openvino.Core().compile_model(
-        converted, "CPU", {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    )
-
-    def run(x: Any) -> list[Any]:
-        answer = compiled(x)
-        return [answer[0], answer[1]]
-
-    return _array_loaded(lambda: run(inputs), run, inputs, f"OpenVINO {version('openvino')}")
+    return in_openvino(exported, inputs, dtype=dtype, on_gpu=torch.cuda.is_available())
 
 
 def _torch_loaded(
@@ -145,19 +115,6 @@ def _torch_loaded(
         return [{key: value.cpu() for key, value in one.items()} for one in found]
 
     return Loaded(device, whole, best_scores(device().float().cpu().numpy()), name)
-
-
-def _array_loaded(device: Callable[[], Any], run: Callable[[Any], Any], inputs: Any, name: str) -> Loaded:
-    """An engine that takes arrays and gives logits and boxes; the rest of the way is done in NumPy."""
-    encoded = [picture()] * len(inputs)
-
-    def whole() -> Any:
-        logits, boxes = (np.asarray(each) for each in run(channels_first(encoded)))
-        scores = 1 / (1 + np.exp(-logits.reshape(len(logits), -1)))
-        best = np.argsort(-scores, axis=1)[:, : logits.shape[1]]
-        return np.take_along_axis(scores, best, 1), np.take_along_axis(boxes, best[..., None] // logits.shape[2], 1)
-
-    return Loaded(device, whole, best_scores(np.asarray(run(inputs)[0])), name)
 
 
 def _torch_model(folder: Path, dtype: str) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rtdetrv2_jax.benchmark.exported import load_exported_onnxruntime, load_exported_openvino
 from rtdetrv2_jax.benchmark.loaded import Loaded, LoadingError
 from rtdetrv2_jax.benchmark.ours import load_jax
 from rtdetrv2_jax.benchmark.peers import load_onnxruntime, load_openvino, load_torch_compile, load_transformers
@@ -24,6 +25,8 @@ LOADERS: dict[str, Callable[..., Loaded]] = {
     "torch.compile": load_torch_compile,
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
+    "export+onnxruntime": load_exported_onnxruntime,
+    "export+openvino": load_exported_openvino,
 }
 NEEDS = {
     "jax": ("jax",),
@@ -31,11 +34,13 @@ NEEDS = {
     "torch.compile": ("torch", "transformers"),
     "onnxruntime": ("torch", "transformers", "onnx", "onnxruntime"),
     "openvino": ("torch", "transformers", "openvino"),
+    "export+onnxruntime": ("spox", "onnxruntime"),
+    "export+openvino": ("spox", "openvino"),
 }
 """The packages that each runtime needs; it is measured where they are all installed."""
 TURN_SECONDS = 2.0
 """A turn of several runs ends after so long, whatever is left of it."""
-FLOAT32_ALONE = ("onnxruntime",)
+FLOAT32_ALONE = ("onnxruntime", "export+onnxruntime")
 
 
 def measurable(runtime: str, *, dtype: str) -> bool:

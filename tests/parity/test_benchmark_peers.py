@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rtdetrv2_jax import save_model
+from rtdetrv2_jax.benchmark.exported import load_exported_onnxruntime
 from rtdetrv2_jax.benchmark.loaded import LoadingError
 from rtdetrv2_jax.benchmark.ours import load_jax
 from rtdetrv2_jax.benchmark.peers import load_onnxruntime, load_torch_compile, load_transformers
@@ -29,6 +30,18 @@ def test_transformers_is_measured_on_the_same_network(tiny_config, tmp_path):
     cost = ours.cost()
     assert cost is not None
     assert cost.flops > 1e8
+
+
+def test_engines_are_measured_on_the_same_network(tiny_config, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    pytest.importorskip("spox", reason="needs the export extra")
+    save_model(untrained_model(tiny_config), tmp_path / "model")
+    ours, theirs = (
+        load(tmp_path / "model", dtype="float32", batch=2) for load in (load_jax, load_exported_onnxruntime)
+    )
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+    theirs.device()
+    assert len(theirs.whole()[0]) == 2
 
 
 def test_compiling_without_a_compiler_says_what_to_install(tmp_path, monkeypatch):

@@ -151,6 +151,7 @@ def test_steps_that_are_alike_are_one_row_and_the_slowest_row_is_first():
     assert first == Work(2, "fusion: dot", "bf16[8,4]", "forward dot_general step.py:12 train_step", 1200)
     assert second == Work(1, "copy", "f32[8,4]", "what the compiler added", 90)
     assert found.cycles == 1290
+    assert found.product_cycles == 1200
     assert report(FUSIONS, most=1).slowest == (first,)
 
 

@@ -1,0 +1,1 @@
+"""A detector as one file for engines that are not JAX."""
