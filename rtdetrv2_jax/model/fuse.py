@@ -1,15 +1,17 @@
 """The inference form of a model: normalisations folded into convolutions, training's parts dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
+from rtdetrv2_jax.model.backbone import BasicBlock, BottleneckBlock, Shortcut, residual
 from rtdetrv2_jax.model.hybrid_encoder import FusionBlock, RepVGGBlock, merge
-from rtdetrv2_jax.model.layers import ConvBias, ConvNorm, Convolution, identity
+from rtdetrv2_jax.model.layers import Activation, ConvBias, ConvNorm, Convolution, identity
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.model.winograd import WinogradConvolution, pays_as_winograd
 
@@ -57,6 +59,33 @@ def fold_block(block: RepVGGBlock) -> ConvBias:
     wide, narrow = fold(block.wide), fold(block.narrow)
     wide.conv.kernel[...] = wide.conv.kernel[...].at[1, 1].add(narrow.conv.kernel[...][0, 0])
     return ConvBias(wide.conv, wide.bias[...] + narrow.bias[...], activation=block.activation)
+
+
+class FoldedBlock(nnx.Module):
+    """A residual block that XLA for CPUs computes apart from the others.
+
+    Left to itself it fuses the sum at a block's end into all that reads it, the next block's sum too, and so on: by the
+    end of a stage all of its sums are computed anew, several times, from as many maps as the stage has blocks.
+    """
+
+    def __init__(self, block: BasicBlock | BottleneckBlock) -> None:
+        _replace_within(block, _folded)
+        self.layers, self.shortcut = block.layers, block.shortcut
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c_out"]:
+        """The block's output."""
+        return jax.lax.platform_dependent(x, self.layers, self.shortcut, cpu=_residual_apart, default=residual)
+
+
+def _residual_apart(x: Array, layers: Iterable[Activation], shortcut: Shortcut | None) -> Array:
+    with set_xla_metadata(inlineable="false"):
+        return _residual_call(x, layers, shortcut)
+
+
+@jax.jit
+def _residual_call(x: Array, layers: Iterable[Activation], shortcut: Shortcut | None) -> Array:
+    with set_xla_metadata(inlineable=None):  # that is said of this call, and of none within it
+        return residual(x, layers, shortcut)
 
 
 class FoldedFusion(nnx.Module):
@@ -108,6 +137,8 @@ def _folded(module: nnx.Module) -> nnx.Module:
             return fold_block(module)
         case FusionBlock():
             return FoldedFusion(module)
+        case BasicBlock() | BottleneckBlock():
+            return FoldedBlock(module)
         case nnx.List():
             return nnx.List([_folded(item) for item in module])
     _replace_within(module, _folded)

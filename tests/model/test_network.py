@@ -1,6 +1,7 @@
 """Laws of the network that hold whatever its numbers are."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,15 @@ def test_layers_of_a_new_decoder_start_as_copies_of_one_and_its_heads_do_not(tin
     assert not np.array_equal(decoder.class_heads[0].kernel[...], decoder.class_heads[1].kernel[...])
     np.testing.assert_allclose(decoder.class_heads[0].bias[...], -4.5951199, rtol=1e-6)
     assert not np.any(decoder.box_heads[0].layers[-1].kernel[...])
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere blocks are no calls")
+def test_on_a_cpu_each_block_is_computed_apart(tiny_config):
+    """A sum that is fused into its readers has the maps of all earlier blocks of its stage among what it reads."""
+    config = dataclasses.replace(tiny_config, backbone=dataclasses.replace(tiny_config.backbone, depths=(4, 1, 1, 1)))
+    fused = fuse(untrained_model(config), convolving="direct")
+    text = jax.jit(lambda model, x: model(x).logits).lower(fused, jnp.zeros((1, 96, 96, 3))).compile().as_text()
+    assert text.count(" call(") == 7
+    sums = [line for line in text.splitlines() if "/max" in line and re.search(r" fusion\(", line)]
+    assert sums
+    assert max(line.partition("fusion(")[2].partition(")")[0].count("%") for line in sums) <= 4
