@@ -99,11 +99,8 @@ ABOUT = """
 # How training would scale over TPU chips
 
 Nobody has run this on a TPU. These are predictions from the compiled step of four chips, and the speeds that Google
-publishes. `python -m benchmarks.scaling` writes this page from `results/tpu_steps.json`, and this writes that file:
-
-```sh
-python -m train compile-check --recipe coco_r50 --topology v5e:2x2 --side 640 --json benchmarks/results/tpu_steps.json
-```
+publishes. `python -m benchmarks.scaling` writes this page from `results/tpu_steps.json`, which `python -m benchmarks.merge`
+made of the files that the commands at the end of the page wrote.
 
 What is assumed:
 

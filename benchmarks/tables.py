@@ -93,7 +93,29 @@ def images(figure: Row) -> dict[str, str]:
     }
 
 
-ROWS = {"network": network, "training step": training_step, "assignment": assignment, "input": images}
+def compiled_step(figure: Row) -> dict[str, str]:
+    """What a training step takes of a chip, as its compiler counts it."""
+    moved = sum(each["bytes"] for each in figure["collectives"])
+    return {
+        "recipe": figure["recipe"],
+        "chips": figure["topology"],
+        "images a chip": str(figure["batch_per_chip"]),
+        "memory, GiB": f"{figure['memory'] / 2**30:.1f} of {figure['memory_limit'] / 2**30:.1f}",
+        "TFLOP": number(figure["flops"] / 1e12),
+        "accessed, GB": number(figure["bytes_accessed"] / 1e9),
+        "million cycles": number(figure["cycles"] / 1e6),
+        "with products": f"{figure['product_cycles'] / figure['cycles']:.0%}",
+        "exchanged, MB": number(moved / 1e6),
+    }
+
+
+ROWS = {
+    "network": network,
+    "training step": training_step,
+    "assignment": assignment,
+    "input": images,
+    "compiled step": compiled_step,
+}
 """How a figure becomes a row, by what was measured."""
 
 
