@@ -99,8 +99,8 @@ ABOUT = """
 # How training would scale over TPU chips
 
 Nobody has run this on a TPU. These are predictions from the compiled step of four chips, and the speeds that Google
-publishes. `python -m benchmarks.scaling` writes this page from `results/tpu_steps.json`, which `python -m benchmarks.merge`
-made of the files that the commands at the end of the page wrote.
+publishes. `python -m benchmarks.scaling` writes this page from `results/tpu_steps.json`, which
+`python -m benchmarks.merge` made of the files that the commands at the end of the page wrote.
 
 What is assumed:
 
