@@ -14,8 +14,6 @@ Grid = list[list[Array]]
 
 FEWEST_CHANNELS = 64
 """With fewer, going to tiles and back takes longer than the products that it saves."""
-FEW_TILES = 100
-"""Up to here one batched product is faster than sixteen."""
 
 INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
@@ -25,21 +23,23 @@ OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 class WinogradConvolution(nnx.Module):
     """What a 3x3 convolution of stride one does, over tiles of 2x2 pixels: F(2x2, 3x3).
 
-    The kernel is kept as the sixteen matrices that it comes down to. The result differs from the plain one's by
-    rounding alone, and is no further from the exact one; larger tiles would save more, and lose digits.
+    The kernel is kept as the sixteen matrices that it comes down to, each an array of its own: of parts of one array
+    XLA for CPUs makes a copy in every run. The result differs from the plain one's by rounding alone, and is no further
+    from the exact one; larger tiles would save more, and lose digits.
 
     Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", section 4.1.
     """
 
     def __init__(self, conv: Convolution) -> None:
-        self.kernels = nnx.Param(_transformed_kernel(conv.kernel[...]))
+        self.kernels = nnx.List([nnx.Param(matrix) for matrix in _transformed_kernel(conv.kernel[...])])
         self.dtype = conv.dtype
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c_out"]:
         """`x`, convolved."""
         _, height, width, _ = x.shape
         tiles = _transformed(INPUT, _tiles(x.astype(self.dtype)))
-        pixels = _transformed(OUTPUT, _products(tiles, self.kernels[...].astype(self.dtype)))
+        matrices = [matrix[...].astype(self.dtype) for matrix in self.kernels]
+        pixels = _transformed(OUTPUT, _products(tiles, matrices))
         return _interleaved(pixels)[:, :height, :width]
 
 
@@ -85,16 +85,11 @@ def _transformed(matrix: np.ndarray, grid: Grid) -> Grid:
     return [[combined(signs, list(row)) for signs in matrix] for row in zip(*columns, strict=True)]
 
 
-def _products(tiles: Grid, kernels: Float[Array, "16 c c_out"]) -> Grid:
+def _products(tiles: Grid, matrices: list[Array]) -> Grid:
     """At each place the pixels times the matrix of that place."""
     maps = [each for row in tiles for each in row]
-    batch, rows, columns, _ = maps[0].shape
-    if batch * rows * columns <= FEW_TILES:
-        found = jnp.unstack(lax.dot_general(jnp.stack(maps), kernels, (((4,), (1,)), ((0,), (0,)))))
-    else:
-        matrices = jnp.unstack(kernels)
-        found = [lax.dot_general(*pair, (((3,), (0,)), ((), ()))) for pair in zip(maps, matrices, strict=True)]
-    return [list(found[start : start + 4]) for start in range(0, 16, 4)]
+    found = [lax.dot_general(*pair, (((3,), (0,)), ((), ()))) for pair in zip(maps, matrices, strict=True)]
+    return [found[start : start + 4] for start in range(0, 16, 4)]
 
 
 def _interleaved(pixels: Grid) -> Float[Array, "b h w c"]:
