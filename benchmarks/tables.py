@@ -1,4 +1,7 @@
-"""The README's tables of measurements, made from the files of results/: `python -m benchmarks.tables` writes them."""
+"""The tables of measurements, made from the files of results/: `python -m benchmarks.tables` writes them.
+
+They stand in the project's README, and more of them in this folder's.
+"""
 
 import json
 import re
@@ -10,16 +13,18 @@ from typing import Any
 Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
+PAGES = Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md"
 PLACE = re.compile(
     r"(?P<begin><!-- table: results/(?P<name>[\w.-]+)\.json[^>]*-->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
 )
-"""Where a table stands in the README; the comment before it names its file."""
+"""Where a table stands in a page; the comment before it names its file."""
 ABOUT = ("model", "dtype", "batch", "side")
+SAME = (*ABOUT, "problems", "queries", "targets", "costs")
+"""What figures share that are of the same work."""
 
 
 def written(text: str, results: Path = RESULTS) -> str:
-    """The README with every table made anew."""
+    """A page with every table made anew."""
 
     def table(place: re.Match[str]) -> str:
         record = json.loads((results / f"{place['name']}.json").read_text(encoding="utf-8"))
@@ -36,7 +41,12 @@ def layout(record: dict[str, Any]) -> str:
     figures, rows = record["figures"], ROWS[record["what"]]
     shared = {name: figures[0][name] for name in ABOUT if name in figures[0] and _one(figures, name)}
     differing = [name for name in ABOUT if name in figures[0] and name not in shared]
-    cells = [{name: str(figure[name]) for name in differing} | rows(figure) for figure in figures]
+    cells = [
+        {name: str(figure[name]) for name in differing}
+        | rows(figure)
+        | _ratio(figure, figures, TIMES.get(record["what"]))
+        for figure in figures
+    ]
     columns = list(dict.fromkeys(column for row in cells for column in row))
     words = [f"{name} {value}" if name in ("batch", "side") else str(value) for name, value in shared.items()]
     sentence = "; ".join([*filter(None, [", ".join(words)]), record["machine"], record["date"]])
@@ -100,13 +110,14 @@ def compiled_step(figure: Row) -> dict[str, str]:
         "recipe": figure["recipe"],
         "chips": figure["topology"],
         "images a chip": str(figure["batch_per_chip"]),
-        "memory, GiB": f"{figure['memory'] / 2**30:.1f} of {figure['memory_limit'] / 2**30:.1f}",
-        "TFLOP": number(figure["flops"] / 1e12),
-        "accessed, GB": number(figure["bytes_accessed"] / 1e9),
-        "million cycles": number(figure["cycles"] / 1e6),
-        "with products": f"{figure['product_cycles'] / figure['cycles']:.0%}",
+        **_counted(figure),
         "exchanged, MB": number(moved / 1e6),
     }
+
+
+def compiled_detection(figure: Row) -> dict[str, str]:
+    """What detecting in a batch takes of a chip, as its compiler counts it."""
+    return {"chip": figure["topology"].partition(":")[0]} | _counted(figure)
 
 
 ROWS = {
@@ -115,13 +126,36 @@ ROWS = {
     "assignment": assignment,
     "input": images,
     "compiled step": compiled_step,
+    "compiled detection": compiled_detection,
 }
 """How a figure becomes a row, by what was measured."""
+
+
+TIMES = {"network": "device_p50_ms", "training step": "step_p50_s", "assignment": "p50_ms"}
+"""The time by which those that did the same are compared, where several did."""
 
 
 def number(value: float) -> str:
     """With three digits, or as many as stand before the point."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _counted(figure: Row) -> dict[str, str]:
+    return {
+        "memory, GiB": f"{figure['memory'] / 2**30:.1f} of {figure['memory_limit'] / 2**30:.1f}",
+        "TFLOP": number(figure["flops"] / 1e12),
+        "accessed, GB": number(figure["bytes_accessed"] / 1e9),
+        "million cycles": number(figure["cycles"] / 1e6),
+        "with products": f"{figure['product_cycles'] / figure['cycles']:.0%}",
+    }
+
+
+def _ratio(figure: Row, figures: Sequence[Row], time: str | None) -> dict[str, str]:
+    """The time of the first that did the same, over this one's."""
+    if time is None:
+        return {}
+    first = next(each for each in figures if all(each.get(name) == figure.get(name) for name in SAME))
+    return {"ratio": f"{first[time] / figure[time]:.2f}"}
 
 
 def _reached(figure: Row) -> dict[str, str]:
@@ -137,8 +171,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Writes the tables into the README."""
-    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Writes the tables into their pages."""
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

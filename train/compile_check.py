@@ -74,7 +74,7 @@ class Memory(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A step compiled for one size of images. `flops` and `bytes_accessed` are a device's, as the compiler counts."""
+    """A program compiled for TPUs. `flops` and `bytes_accessed` are a device's, as the compiler counts."""
 
     seconds: float
     memory: Memory
@@ -121,16 +121,16 @@ def run(arguments: argparse.Namespace) -> int:
         about = f"{recipe.name} at {side}x{side} on {arguments.topology}"
         console.print(f"[bold]{about}[/]: {arguments.batch_per_chip} images a chip, {arguments.slots} boxes an image")
         try:
-            compiled = compile_step(made, mesh, side=side, slots=arguments.slots)
+            step = compile_step(made, mesh, side=side, slots=arguments.slots)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             found = [f"it does not fit into memory. The compiler says: {error}"]
         else:
-            show(console, compiled)
-            found = faults_of(compiled)
+            show(console, step)
+            found = faults_of(step)
             what = {"recipe": recipe.name, "topology": arguments.topology, "batch_per_chip": arguments.batch_per_chip}
-            figures.append(what | {"side": side} | figure(compiled))
+            figures.append(what | {"side": side} | figure(step))
         for fault in found:
             console.print(f"  [red]fails[/]: {escape(fault)}")
         console.print()
@@ -189,14 +189,27 @@ def compile_step(made: Program, mesh: Mesh, *, side: int, slots: int) -> Compile
     Raises:
         jax.errors.JaxRuntimeError: It cannot be compiled; RESOURCE_EXHAUSTED where it needs too much memory.
     """
-    start = time.monotonic()
     state = jax.eval_shape(partial(init_state, made), made.model)
-    compiled = jitted_step(made, mesh).lower(state, batch_shapes(made.recipe, slots=slots), (side, side)).compile()
+    lowered = jitted_step(made, mesh).lower(state, batch_shapes(made.recipe, slots=slots), (side, side))
+    return compile_lowered(lowered, kind=mesh.devices.flat[0].device_kind)
+
+
+def compile_lowered(lowered: jax.stages.Lowered, *, kind: str) -> Compiled:
+    """A program, compiled for devices of this kind.
+
+    Raises:
+        jax.errors.JaxRuntimeError: It cannot be compiled; RESOURCE_EXHAUSTED where it needs too much memory.
+    """
+    start = time.monotonic()
+    program = lowered.compile()
     seconds = time.monotonic() - start
-    costs = compiled.cost_analysis() or {}
-    memory = memory_of(compiled, kind=mesh.devices.flat[0].device_kind)
+    costs = program.cost_analysis() or {}
     return Compiled(
-        seconds, memory, costs.get("flops", 0.0), costs.get("bytes accessed", 0.0), report(compiled.as_text() or "")
+        seconds=seconds,
+        memory=memory_of(program, kind=kind),
+        flops=costs.get("flops", 0.0),
+        bytes_accessed=costs.get("bytes accessed", 0.0),
+        report=report(program.as_text() or ""),
     )
 
 

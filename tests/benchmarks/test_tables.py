@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.merge import MergeError, merged
-from benchmarks.tables import README, RESULTS, layout, number, written
+from benchmarks.tables import PAGES, RESULTS, layout, number, written
 
 
 def record(what: str, *figures: dict) -> dict:
@@ -25,25 +25,43 @@ def network(**other) -> dict:
     return figure | {"whole_p50_ms": 12.34, "images_per_second": 4.04} | other
 
 
-def test_the_readme_shows_what_was_measured():
-    text = README.read_text(encoding="utf-8")
-    assert written(text) == text, "results have changed: python -m benchmarks.tables writes them into README.md"
+@pytest.mark.parametrize("page", PAGES, ids=["project", "benchmarks"])
+def test_the_pages_show_what_was_measured(page):
+    text = page.read_text(encoding="utf-8")
+    assert written(text) == text, f"results have changed: python -m benchmarks.tables writes them into {page}"
 
 
-def test_every_result_is_in_the_readme_and_complete():
-    text = README.read_text(encoding="utf-8")
+def test_every_result_is_in_a_page_and_complete():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for path in RESULTS.glob("*.json"):
         assert f"<!-- table: results/{path.name}" in text
         assert set(json.loads(path.read_text())) == set(record(""))
 
 
 def test_what_all_figures_share_is_said_once_and_the_rest_in_columns():
-    peer = network(runtime="other", version="other 2", batch=8, tflop_per_second=0.2)
-    lines = layout(record("network", network(), peer)).splitlines()
+    others = [
+        network(runtime="other", version="other 2", batch=batch, tflop_per_second=0.2, device_p50_ms=494.8)
+        for batch in (1, 8)
+    ]
+    lines = layout(record("network", network(), *others)).splitlines()
     assert lines[0] == "r18vd; a machine; 2026-01-01; `measure it`:"
-    assert lines[2] == "| batch | runtime | network alone, ms | whole, ms | images a second | TFLOP/s |"
-    assert lines[4] == "| 1 | this library, jax 1 | 247 | 12.3 | 4.0 |  |"
-    assert lines[5] == "| 8 | other 2 | 247 | 12.3 | 4.0 | 0.20 |"
+    assert lines[2] == "| batch | runtime | network alone, ms | whole, ms | images a second | ratio | TFLOP/s |"
+    assert lines[4] == "| 1 | this library, jax 1 | 247 | 12.3 | 4.0 | 1.00 |  |"
+    assert lines[5] == "| 1 | other 2 | 495 | 12.3 | 4.0 | 0.50 | 0.20 |"
+    assert lines[6] == "| 8 | other 2 | 495 | 12.3 | 4.0 | 1.00 | 0.20 |"  # the first of its batch
+
+
+COUNTED = {
+    "topology": "v5e:2x2",
+    "batch_per_chip": 16,
+    "memory": 2 * 2**30,
+    "memory_limit": 16 * 2**30,
+    "flops": 4e12,
+    "bytes_accessed": 70e9,
+    "cycles": 160e6,
+    "product_cycles": 120e6,
+    "collectives": [{"kind": "all-reduce", "in_loop": False, "times": 2, "bytes": 41e6}],
+}
 
 
 @pytest.mark.parametrize(
@@ -52,14 +70,20 @@ def test_what_all_figures_share_is_said_once_and_the_rest_in_columns():
         (
             "training step",
             {"kind": "jax", "version": "jax 1", "step_p50_s": 0.05, "images_per_second": 80, "matching_share": 0.021},
-            "| this one, jax 1 | 50.0 | 80.0 | 2.1% |",
+            "| this one, jax 1 | 50.0 | 80.0 | 2.1% | 1.00 |",
         ),
         (
             "assignment",
             {"problems": 64, "queries": 300, "targets": 10, "costs": "random", "version": "SciPy 1", "p50_ms": 0.123},
-            "| 64 of 300 by 10 | random | SciPy 1 | 0.12 |",
+            "| 64 of 300 by 10 | random | SciPy 1 | 0.12 | 1.00 |",
         ),
         ("input", {"work": "decode", "images_per_second": 200.0}, "| decode | 200.0 | 5.00 |"),
+        (
+            "compiled step",
+            COUNTED | {"recipe": "coco_r18"},
+            "| coco_r18 | v5e:2x2 | 16 | 2.0 of 16.0 | 4.00 | 70.0 | 160 | 75% | 41.0 |",
+        ),
+        ("compiled detection", COUNTED | {"batch": 1}, "| v5e | 2.0 of 16.0 | 4.00 | 70.0 | 160 | 75% |"),
     ],
 )
 def test_every_sort_of_measurement_has_a_table(what, figure, row):
