@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from rtdetrv2_jax.weights import files, load
+from rtdetrv2_jax import replacing
+from rtdetrv2_jax.weights import load
 from rtdetrv2_jax.weights.load import load_pretrained, save_model
 from rtdetrv2_jax.weights.transfer import flat_state
 
@@ -145,7 +146,7 @@ def fails_at_the_end(monkeypatch):
     def full(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "_flush", full)
+    monkeypatch.setattr(replacing, "_flush", full)
 
 
 def fails_within_orbax(monkeypatch):
@@ -156,7 +157,7 @@ def fails_within_orbax(monkeypatch):
 
 
 def fails_before(monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1, 1))
+    monkeypatch.setattr(replacing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1, 1))
 
 
 @pytest.mark.parametrize("fault", [fails_at_the_end, fails_within_orbax, fails_before])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import onnx
 import pytest
@@ -32,12 +31,12 @@ def changed(config, *, batch_norm="live", block="basic", **fields):
 
 
 VARIANTS = {
-    "as it is": {},
-    "bottlenecks, frozen": {"block": "bottleneck", "batch_norm": "frozen"},
-    "discrete": {"decoder": {"sampling": "discrete"}},
-    "wide fusion": {"encoder": {"expansion": 1.0}},
-    "two levels attend": {"encoder": {"attention_levels": (1, 2), "layers": 2}},
-    "fewer layers": {"decoder": {"inference_layers": 1}},
+    "deep": {
+        "block": "bottleneck",
+        "batch_norm": "frozen",
+        "encoder": {"expansion": 1.0, "attention_levels": (1, 2), "layers": 2},
+    },
+    "discrete, fewer layers": {"decoder": {"sampling": "discrete", "inference_layers": 1}},
 }
 
 
@@ -70,11 +69,10 @@ def test_every_released_network_answers_the_same(name):
 @pytest.mark.parametrize(
     "preprocessing",
     [
-        Preprocessing(size=SIZE),
         Preprocessing(size=SIZE, rescale_factor=None, mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 40.0)),
         Preprocessing(resize="fit_inside", size=(96, 96), pad="size", pad_size=SIZE),
     ],
-    ids=["plain", "normalised", "padded"],
+    ids=["normalised", "padded"],
 )
 def test_a_batch_of_any_size_gives_what_the_detector_gives(tiny_model, preprocessing):
     graph = onnx_detector(tiny_model, preprocessing)
@@ -179,11 +177,3 @@ def test_the_command_names_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "spox" else object())
     assert main(["export", "detector.onnx"]) == 1
     assert "export takes spox: pip install" in capsys.readouterr().err
-
-
-def test_rounding_alone_tells_the_two_apart(tiny_model):
-    """That the comparison above would see a small fault: one part in a thousand in one kernel."""
-    bent = jax.tree.map(lambda leaf: leaf, tiny_model)
-    bent.decoder.box_heads[-1].layers[-1].kernel[...] *= 1.001
-    (_, ours), (_, theirs) = answers(tiny_model, SIZE)[0], answers(bent, SIZE)[1]
-    assert np.abs(np.asarray(ours) - theirs).max() > 3e-5

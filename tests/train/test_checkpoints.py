@@ -271,7 +271,7 @@ def test_a_model_that_cannot_be_written_leaves_the_earlier_one(tmp_path, mesh, p
     with Checkpoints(tmp_path, mesh=mesh) as checkpoints:
         checkpoints.save_model("best", first, preprocessing=PREPROCESSING, to=form)
         with monkeypatch.context() as patch:
-            patch.setattr("rtdetrv2_jax.weights.files._take_place", full)
+            patch.setattr("rtdetrv2_jax.replacing._take_place", full)
             assert not checkpoints.save_model("best", second, preprocessing=PREPROCESSING, to=form)
         (failure,) = checkpoints.failures()
         assert failure.startswith("best could not be saved")
