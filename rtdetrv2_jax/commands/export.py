@@ -1,4 +1,4 @@
-"""`rtdetrv2 export`: a detector as one ONNX file, for ONNX Runtime, OpenVINO, TensorRT and others.
+"""`rtdetrv2 export`: a detector as one ONNX file, for ONNX Runtime, OpenVINO and other engines.
 
 The file takes resized images, "images" (uint8, batch x height x width x RGB), and "sizes" (float32, batch x 2: the
 height and width in pixels to give boxes in); it gives "scores", "labels" and "boxes", best first. Its metadata have the

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import spox
 from flax import nnx
@@ -19,7 +20,6 @@ from rtdetrv2_jax.export.onnx_detector import onnx_detector
 from rtdetrv2_jax.export.onnx_network import network
 from rtdetrv2_jax.weights.untrained import untrained_model
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the export extra")
 SIZE = (128, 160)
 
 
