@@ -34,7 +34,8 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
 def enable_persistent_cache() -> Path | None:
     """Keeps compiled programs in the user's cache folder, unless a cache is set or switched off already.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, or none if it is empty; `JAX_ENABLE_COMPILATION_CACHE=false`
+    switches it off.
 
     Returns:
         The folder in use, or None where there is none.
@@ -50,7 +51,7 @@ def enable_persistent_cache() -> Path | None:
             return None
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    return Path(folder)
+    return Path(folder) if folder else None
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rtdetrv2_jax import Detector, executables
+from rtdetrv2_jax.compilation import enable_persistent_cache
 from rtdetrv2_jax.executables import KeptProgram
 from rtdetrv2_jax.weights.untrained import untrained_model
 
@@ -164,3 +165,12 @@ def test_a_model_that_someone_changed_gets_nothing_that_was_kept_for_the_plain_o
     kept[0].write_bytes(b"would be found out, and taken away")
     assert Detector(changed).model.backbone.stem[0].activation is jnp.tanh
     assert [file.read_bytes() for file in kept_programs.iterdir()] == [b"would be found out, and taken away"]
+
+
+@pytest.mark.usefixtures("kept_programs")
+def test_where_the_name_of_the_cache_is_empty_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", "")
+    assert enable_persistent_cache() is None
+    assert run() == (ANSWER, 1)
+    assert not list(tmp_path.iterdir())
