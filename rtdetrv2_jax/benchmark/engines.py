@@ -42,18 +42,16 @@ def in_onnxruntime(path: Path, inputs: Float32[np.ndarray, "b 3 h w"], *, on_gpu
     return _loaded(device, lambda x: session.run(None, {INPUT: x}), inputs, name)
 
 
-def in_openvino(
-    graph: Any, inputs: Float32[np.ndarray, "b 3 h w"], *, dtype: str, on_gpu: bool, maker: str = ""
-) -> Loaded:
-    """What OpenVINO can convert, run by it on the processor, with inputs of one fixed shape.
-
-    Raises:
-        LoadingError: There is a GPU, which it would not use.
-    """
-    import openvino
-
+def check_openvino(*, on_gpu: bool) -> None:
+    """Raises `LoadingError` where there is a GPU, which OpenVINO would not use."""
     if on_gpu:
         raise LoadingError("OpenVINO runs on the processor, which would be no race beside a GPU")
+
+
+def in_openvino(graph: Any, inputs: Float32[np.ndarray, "b 3 h w"], *, dtype: str, maker: str = "") -> Loaded:
+    """What OpenVINO can convert, run by it on the processor, with inputs of one fixed shape."""
+    import openvino
+
     converted = openvino.convert_model(graph)
     converted.reshape([len(inputs), 3, SIDE, SIDE])
     # Without the hint it would choose by the processor, and compute in bfloat16 where that is faster.

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rtdetrv2_jax.benchmark.engines import INPUT, check_onnxruntime, in_onnxruntime, in_openvino
+from rtdetrv2_jax.benchmark.engines import INPUT, check_onnxruntime, check_openvino, in_onnxruntime, in_openvino
 from rtdetrv2_jax.benchmark.loaded import SIDE, Loaded, channels_first, picture
 from rtdetrv2_jax.model.fuse import fuse
 from rtdetrv2_jax.weights.load import load_pretrained
@@ -24,9 +24,10 @@ def load_exported_onnxruntime(folder: Path, *, dtype: str, batch: int) -> Loaded
 
 def load_exported_openvino(folder: Path, *, dtype: str, batch: int) -> Loaded:
     """Our graph in OpenVINO, as `peers.load_openvino`."""
+    check_openvino(on_gpu=_on_gpu())
     with tempfile.TemporaryDirectory() as temporary:
         path = _export(folder, Path(temporary))
-        return in_openvino(path, channels_first([picture()] * batch), dtype=dtype, on_gpu=_on_gpu(), maker=MAKER)
+        return in_openvino(path, channels_first([picture()] * batch), dtype=dtype, maker=MAKER)
 
 
 def _export(folder: Path, temporary: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from rtdetrv2_jax.benchmark.engines import INPUT, check_onnxruntime, in_onnxruntime, in_openvino
+from rtdetrv2_jax.benchmark.engines import INPUT, check_onnxruntime, check_openvino, in_onnxruntime, in_openvino
 from rtdetrv2_jax.benchmark.loaded import Loaded, LoadingError, best_scores, channels_first, picture, version
 
 CXX, CUDA_CC = ("g++", "clang++"), ("gcc", "clang", "cc")
@@ -79,10 +79,11 @@ def load_openvino(folder: Path, *, dtype: str, batch: int) -> Loaded:
     """
     import torch
 
+    check_openvino(on_gpu=torch.cuda.is_available())
     inputs = channels_first([picture()] * batch)
     with torch.no_grad():
         exported = torch.export.export(_answering(_torch_model(folder, "float32")), (torch.from_numpy(inputs),))
-    return in_openvino(exported, inputs, dtype=dtype, on_gpu=torch.cuda.is_available())
+    return in_openvino(exported, inputs, dtype=dtype)
 
 
 def _torch_loaded(
