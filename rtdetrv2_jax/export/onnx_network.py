@@ -10,8 +10,9 @@ from rtdetrv2_jax.arrays import Sizes
 from rtdetrv2_jax.model.backbone import ResNet, Shortcut
 from rtdetrv2_jax.model.decoder import Decoder, DecoderLayer
 from rtdetrv2_jax.model.deformable_attention import DeformableAttention
-from rtdetrv2_jax.model.fuse import FoldedFusion
+from rtdetrv2_jax.model.fuse import FoldedEntrance, FoldedFusion
 from rtdetrv2_jax.model.hybrid_encoder import AIFI, FusionBlock, HybridEncoder
+from rtdetrv2_jax.model.layers import ConvNorm
 from rtdetrv2_jax.model.query_selection import QuerySelection
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.ops.positions import anchors, sine_positions
@@ -116,13 +117,18 @@ def attention(x: Var, module: AIFI) -> Var:
 def fusion(carried: Var, level: Var, module: FusionBlock | FoldedFusion) -> Var:
     """Two levels as one, at the size of the second."""
     module = expected(FoldedFusion, module)
-    resized = activated(convolution(carried, module.carried), module.resize)
-    x = op.add(resized, convolution(level, module.level, module.bias[...]))
-    deep, shallow = op.split(op.mul(x, op.sigmoid(x)), outputs_count=2, axis=1)
+    deep, shallow = (entrance(carried, level, each) for each in (module.deep, module.shallow))
     for block in module.blocks:
         deep = conv_bias(deep, block)
     x = op.add(deep, shallow)
     return x if channels(x) == channels(level) else conv_bias(x, module.output)
+
+
+def entrance(carried: Var, level: Var, module: ConvNorm | FoldedEntrance) -> Var:
+    """Two levels, convolved together."""
+    module = expected(FoldedEntrance, module)
+    resized = activated(convolution(carried, module.carried), module.resize)
+    return activated(op.add(resized, convolution(level, module.level, module.bias[...])), module.activation)
 
 
 def selection(module: QuerySelection, memory: list[Var]) -> tuple[Var, Var]:

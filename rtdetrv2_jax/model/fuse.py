@@ -23,8 +23,8 @@ def fuse(model: RTDETRv2, *, convolving: Convolving | None = None) -> RTDETRv2:
 
     Batch normalisation becomes part of its convolution, the two branches of a RepVGG block one convolution, the two
     entrances of a fusion block one; the stem takes a fourth channel of zeros, which vector units like better than
-    three; decoder layers behind the answer and the label embedding are left out. Such a model can't be trained or
-    saved.
+    three; decoder layers behind the answer and the label embedding are left out. What layers would bring to the compute
+    type in every run lies in it from the start. Such a model can't be trained or saved.
 
     Args:
         model: In its training form.
@@ -43,6 +43,7 @@ def fuse(model: RTDETRv2, *, convolving: Convolving | None = None) -> RTDETRv2:
     _widen_input(model.backbone.stem[0].conv)
     if (convolving or _fastest(model)) == "winograd":
         _replace_within(model, _filtered)
+    _bring_to_compute_type(model)
     return model
 
 
@@ -89,28 +90,39 @@ def _residual_call(x: Array, layers: Iterable[Activation], shortcut: Shortcut | 
 
 
 class FoldedFusion(nnx.Module):
-    """A fusion block that never concatenates: each of its two maps meets its own half of the kernels.
-
-    A 1x1 convolution and a repetition of pixels can change places, so what is carried over from a coarser level is
-    convolved at that level's size, with a quarter of the work.
-    """
+    """A fusion block that never concatenates: each of its two maps meets its own half of the kernels."""
 
     def __init__(self, block: FusionBlock) -> None:
-        deep, shallow = fold(block.deep), fold(block.shallow)
-        kernels = jnp.concatenate([deep.conv.kernel[...], shallow.conv.kernel[...]], axis=-1)
-        half = kernels.shape[2] // 2
-        self.resize = block.resize
-        self.carried, self.level = nnx.clone(deep.conv), nnx.clone(deep.conv)
-        self.carried.kernel, self.level.kernel = nnx.Param(kernels[:, :, :half]), nnx.Param(kernels[:, :, half:])
-        self.bias = nnx.Param(jnp.concatenate([deep.bias[...], shallow.bias[...]]))
+        self.deep, self.shallow = (FoldedEntrance(layer, resize=block.resize) for layer in (block.deep, block.shallow))
         self.blocks = nnx.List([fold_block(inner) for inner in block.blocks])
         self.output = fold(block.output) if isinstance(block.output, ConvNorm) else identity
 
     def __call__(self, carried: Float[Array, "b _h _w d"], level: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         """The two levels as one."""
-        x = self.resize(self.carried(carried)) + self.level(level)
-        deep, shallow = jnp.split(jax.nn.silu(x + self.bias[...].astype(x.dtype)), 2, axis=-1)
+        deep, shallow = self.deep(carried, level), self.shallow(carried, level)
         return merge(deep, shallow, blocks=self.blocks, output=self.output)
+
+
+class FoldedEntrance(nnx.Module):
+    """A 1x1 convolution of two levels: of a level, and of what is carried over to it from another.
+
+    A 1x1 convolution and a repetition of pixels can change places, so what is carried over from a coarser level is
+    convolved at that level's size, with a quarter of the work.
+    """
+
+    def __init__(self, layer: ConvNorm, *, resize: Activation) -> None:
+        folded = fold(layer)
+        kernel = folded.conv.kernel[...]
+        half = kernel.shape[2] // 2
+        self.resize, self.activation = resize, folded.activation
+        self.carried, self.level = folded.conv, nnx.clone(folded.conv)
+        self.carried.kernel, self.level.kernel = nnx.Param(kernel[:, :, :half]), nnx.Param(kernel[:, :, half:])
+        self.bias = folded.bias
+
+    def __call__(self, carried: Float[Array, "b _h _w d"], level: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+        """The two maps, convolved together."""
+        x = self.resize(self.carried(carried)) + self.level(level)
+        return self.activation(x + self.bias[...].astype(x.dtype))
 
 
 def _fastest(model: RTDETRv2) -> Convolving:
@@ -120,6 +132,15 @@ def _fastest(model: RTDETRv2) -> Convolving:
 
 def _widen_input(conv: Convolution) -> None:
     conv.kernel = nnx.Param(jnp.pad(conv.kernel[...], ((0, 0), (0, 0), (0, 1), (0, 0))))
+
+
+def _bring_to_compute_type(model: RTDETRv2) -> None:
+    """Of the layers that would do so themselves in every run; norms and what goes with boxes stay float32."""
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, Convolution | ConvBias | FoldedEntrance | nnx.Linear):
+            parameters = {name: value for name, value in vars(layer).items() if isinstance(value, nnx.Param)}
+            for name, value in parameters.items():
+                setattr(layer, name, nnx.Param(value[...].astype(model.dtype)))
 
 
 def _replace_within(module: nnx.Module, replaced: Callable[[nnx.Module], nnx.Module]) -> None:

@@ -31,15 +31,15 @@ class WinogradConvolution(nnx.Module):
     """
 
     def __init__(self, conv: Convolution) -> None:
-        self.kernels = nnx.List([nnx.Param(matrix) for matrix in _transformed_kernel(conv.kernel[...])])
         self.dtype = conv.dtype
+        matrices = _transformed_kernel(conv.kernel[...]).astype(self.dtype)
+        self.kernels = nnx.List([nnx.Param(matrix) for matrix in matrices])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c_out"]:
         """`x`, convolved."""
         _, height, width, _ = x.shape
         tiles = _transformed(INPUT, _tiles(x.astype(self.dtype)))
-        matrices = [matrix[...].astype(self.dtype) for matrix in self.kernels]
-        pixels = _transformed(OUTPUT, _products(tiles, matrices))
+        pixels = _transformed(OUTPUT, _products(tiles, [matrix[...] for matrix in self.kernels]))
         return _interleaved(pixels)[:, :height, :width]
 
 

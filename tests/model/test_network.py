@@ -71,6 +71,17 @@ def test_fusing_leaves_the_model_as_it_was_and_drops_what_only_training_uses(tin
     assert fused.denoising is None
 
 
+def test_a_fused_model_holds_its_weights_in_the_type_that_it_computes_in(tiny_config):
+    """Else every run would convert them all."""
+    fused = fuse(untrained_model(tiny_config, dtype=jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(fused) if leaf.ndim > 1} == {jnp.dtype(jnp.bfloat16)}
+    program = jax.make_jaxpr(lambda model, x: model(x).logits)(fused, jnp.zeros((1, 128, 160, 3)))
+    weights = {id(given) for given in program.jaxpr.invars if given.aval.ndim > 1 and given.aval.dtype == jnp.bfloat16}
+    converted = [each for each in program.eqns if each.primitive.name == "convert_element_type"]
+    assert len(weights) > 50
+    assert not [each for each in converted if id(each.invars[0]) in weights]
+
+
 def test_an_image_does_not_depend_on_its_batch(tiny_model):
     together = forward(tiny_model, images_of((2, 128, 160, 3)), None)
     swapped = forward(tiny_model, images_of((2, 128, 160, 3))[::-1], None)
