@@ -253,8 +253,8 @@ def _programs(model: RTDETRv2, preprocessing: Preprocessing) -> tuple[Callable[[
         with jax.default_matmul_precision("float32" if model.dtype == jnp.float32 else "default"):
             return tuple(detect(model, images, sizes, preprocessing=preprocessing, content_sizes=content_sizes))
 
-    fused = KeptProgram(fold, leaves, about=about)()
-    return lambda: jax.tree.unflatten(fused_structure(), fused), KeptProgram(run, fused, about=about_run)
+    program = KeptProgram(run, KeptProgram(fold, leaves, about=about)(), about=about_run)
+    return lambda: jax.tree.unflatten(fused_structure(), program.bound), program
 
 
 def _read_ahead(

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
 
 from rtdetrv2_jax import Detector, executables
 from rtdetrv2_jax.compilation import enable_persistent_cache
@@ -53,6 +55,23 @@ def test_each_shape_has_a_program(kept_programs):
         assert program(np.ones(count, np.float32))[0].tolist() == [2] * count
     assert function.traced == 2
     assert len(list(kept_programs.iterdir())) == 2
+
+
+def test_weights_lie_in_memory_as_the_compiler_chose(kept_programs, monkeypatch):
+    """On a CPU it always chooses the usual layout; here it is as on a GPU."""
+    columns_first = Format(Layout((1, 0)), SingleDeviceSharding(jax.devices()[0]))
+    monkeypatch.setattr(executables, "COMPILERS_CHOICE", columns_first)
+    weights = [jnp.arange(6.0).reshape(2, 3), np.ones((2, 3), np.float32)]
+    traced = []
+    for about in ("a test", "a test", None):
+        function = Scaled()
+        program = KeptProgram(function, weights, about=about)
+        for _ in range(2):
+            assert program(INPUT)[0].tolist() == [[1, 3, 7], [4, 9, 16]]
+        assert [each.format.layout.major_to_minor for each in program.bound] == [(1, 0), (1, 0)]
+        traced.append(function.traced)
+    assert traced == [1, 0, 1]
+    assert len(list(kept_programs.iterdir())) == 1
 
 
 @pytest.mark.usefixtures("kept_programs")

@@ -45,7 +45,7 @@ def load_jax(folder: Path, *, dtype: str, batch: int) -> Loaded:
         whole=lambda: detector(list(images)),
         scores=best_scores(np.asarray(logits, np.float32)),
         version=f"jax {jax.__version__}",
-        cost=lambda: cost_of(detector.run.lower(*inputs).compile()),
+        cost=lambda: cost_of(detector.run.compiled(*inputs)),
     )
 
 
