@@ -121,10 +121,13 @@ def discrete_cells(locations: Float[Array, "b q n p 2"], weights: Float[Array, "
 
 
 def read_gathered(values: Float[Array, "b s n e"], cells: Cells) -> Float[Array, "b q n e"]:
-    """One gather of all cells, then a sum: the plain definition."""
+    """One gather of all cells, then a sum: the plain definition.
+
+    What is read becomes float32 before it is read, so that gradients are summed in float32 where reads meet.
+    """
     batch = jnp.arange(values.shape[0])[:, None, None, None]
     head = jnp.arange(values.shape[2])[:, None]
-    read = values[batch, cells.tokens, head].astype(jnp.float32)
+    read = values.astype(jnp.float32)[batch, cells.tokens, head]
     return jnp.einsum("bqnr,bqnre->bqne", cells.shares, read).astype(values.dtype)
 
 

@@ -113,6 +113,21 @@ def test_both_forms_read_the_same_from_levels_of_any_shape():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_gradients_of_cells_that_many_queries_read_are_summed_in_float32(reading):
+    """Summed in bfloat16, ones would stop at 256."""
+    count = 1000
+    locations = jnp.full((1, count, 1, 1, 2), 0.25)
+
+    def total(values):
+        weights = jnp.ones((1, count, 1, 1))
+        read = partial(deformable_sampling, sizes=((2, 2),), points=(1,), method="bilinear", reading=reading)
+        return jnp.sum(read(values, locations, weights=weights).astype(jnp.float32))
+
+    gradient = jax.grad(total)(jnp.zeros((1, 4, 1, 1), jnp.bfloat16))
+    assert gradient.reshape(-1).tolist() == [count, 0, 0, 0]
+
+
 def test_the_form_follows_the_devices_that_a_program_is_for_not_those_of_the_process():
     arrays = jnp.ones((1, 4, 1, 1)), jnp.zeros((1, 3, 1, 1, 2)), jnp.ones((1, 3, 1, 1))
 
