@@ -134,7 +134,7 @@ def residual(x: Array, layers: Iterable[Activation], shortcut: Shortcut | None) 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
     """The stem's pool: 3x3, stride 2, one pixel of padding on every side. The sides are even, as for `average_pool`."""
-    return jax.lax.platform_dependent(x, cpu=pool_by_halves, default=pool_by_windows)
+    return jax.lax.platform_dependent(x, cpu=pool_by_halves, tpu=pool_by_windows, default=pool_on_gpus)
 
 
 def pool_by_windows(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
@@ -151,6 +151,25 @@ def pool_by_halves(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"
         before = jax.lax.pad(odd, np.array(-np.inf, x.dtype), beside)
         x = _larger(_larger(before, even), odd)
     return x
+
+
+@jax.custom_vjp
+def pool_on_gpus(x: Float[Array, "b h w c"]) -> Float[Array, "b h_out w_out c"]:
+    """By windows, with the gradient of the halves: that of windows is a scatter, through a table of where each came."""
+    return pool_by_windows(x)
+
+
+def _pool_forward(x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h_out w_out c"], Float[Array, "b h w c"]]:
+    return pool_by_windows(x), x
+
+
+def _pool_backward(
+    x: Float[Array, "b h w c"], gradient: Float[Array, "b h_out w_out c"]
+) -> tuple[Float[Array, "b h w c"]]:
+    return jax.vjp(pool_by_halves, x)[1](gradient)
+
+
+pool_on_gpus.defvjp(_pool_forward, _pool_backward)
 
 
 def _larger(first: Float[Array, "b h w c"], second: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
