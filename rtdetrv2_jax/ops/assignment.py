@@ -1,5 +1,6 @@
 """Which query for which target: the exact linear assignment of many small problems at once, inside the graph."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 LARGEST_COST = 1e30
+TURNS_ON_GPUS = 8
+"""In one turn of the loop: after each the host looks whether it was the last, which takes as long as several."""
 
 
 class _Search(NamedTuple):
@@ -50,9 +53,16 @@ def assign(cost: Float[Array, "*b q t"], mask: Bool[Array, "*b t"]) -> Int[Array
     start, step, waiting = _start, _step, _waiting
     for _ in range(mask.ndim - 1):
         start, step, waiting = jax.vmap(start), jax.vmap(step), jax.vmap(waiting)
+
+    def turn(search: _Search, *, steps: int) -> _Search:
+        for _ in range(steps):
+            search = step(search, table, taken, mask)
+        return search
+
+    one, several = (partial(turn, steps=steps) for steps in (1, TURNS_ON_GPUS))
     search = lax.while_loop(
         lambda search: jnp.any(waiting(search, mask)),
-        lambda search: step(search, table, taken, mask),
+        lambda search: lax.platform_dependent(search, cuda=several, rocm=several, default=one),
         start(table, taken, mask),
     )
     return jnp.where(search.held < cost.shape[-2], search.held, -1)
