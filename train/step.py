@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -225,7 +226,23 @@ def gradients(
         return losses.total, ({path: moved[path] for path in statistics}, losses, output)
 
     found, rest = jax.grad(loss, has_aux=True)(trained)
-    return Gradients(found, *rest)
+    return Gradients(_laid_out_as_parameters(found), *rest)
+
+
+def _laid_out_as_parameters(gradients: Values) -> Values:
+    """The gradients of kernels, turned on GPUs into the layout of what they change.
+
+    They come as cuDNN wants kernels. Left so, the parameter, its average and both of Adam's are turned instead, each
+    into that layout and back.
+    """
+
+    def as_written(x: Array) -> Array:
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    def turned(x: Array) -> Array:
+        return jax.lax.platform_dependent(x, cuda=as_written, rocm=as_written, default=lambda x: x)
+
+    return {path: turned(gradient) if gradient.ndim == 4 else gradient for path, gradient in gradients.items()}
 
 
 def update(
