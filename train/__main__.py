@@ -33,13 +33,14 @@ from .recipes import NAMES, summary
 from .show_batch import show_batch
 from .starting import SYNTHETIC, Data, open_data, starting_point
 from .step import step_keys
+from .topology import TopologyError
 
 VERBS = {"benchmark": benchmark, "compile-check": compile_check}
 INTERRUPTED = 130
 # What can be wrong with what a user gave. Anything else is a fault of the program, and shows where.
 _EXPECTED = (
     *(CheckpointError, ConfigError, DataError, EvaluationError, ImageError, ImageSizeError, JournalError),
-    *(OSError, RecipeError, ShardingError, SourceError, compile_check.TopologyError, TrainingError, WeightsError),
+    *(OSError, RecipeError, ShardingError, SourceError, TopologyError, TrainingError, WeightsError),
 )
 
 _DESCRIPTION = f"""\
@@ -48,8 +49,8 @@ recipe can be given by its dotted path, such as --batches.epochs 20 or --optimis
 shows all of them.
 """
 _EPILOG = """\
-Besides: `python -m train compile-check` compiles the training step for a TPU that is not there, and `python -m train
-benchmark` measures it here; both have a --help of their own.
+Besides: `python -m train compile-check` compiles the training step for a TPU or GPU that is not there, and
+`python -m train benchmark` measures it here; both have a --help of their own.
 """
 
 

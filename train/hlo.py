@@ -83,6 +83,16 @@ def cycles(instruction: Instruction) -> int | None:
     return int(found[1]) if found else None
 
 
+def operands(instruction: Instruction) -> list[str]:
+    """The names of what an instruction takes."""
+    depth = 1
+    for end, letter in enumerate(instruction.rest):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return re.findall(r"%([\w.-]+)", instruction.rest[:end])
+    return []
+
+
 def size_in_bytes(shape: str) -> int:
     """The bytes of all arrays in a shape, without the padding of their layouts."""
     total = 0

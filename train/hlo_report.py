@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from .hlo import Instruction, Module, arrays, cycles, inside, operation, parse, size_in_bytes, source, steps
+from .hlo import Instruction, Module, arrays, cycles, inside, operands, operation, parse, size_in_bytes, source, steps
 
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
@@ -11,6 +11,11 @@ COLLECTIVES = (
 )
 NOT_ESTIMATED = ("scatter", "gather", "sort")
 """What a TPU's compiler says no cycles for."""
+NOTHING_DONE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("while", "conditional", "call", "async-start", "after-all"),
+)
+"""Steps that move nothing themselves."""
 PRODUCTS = ("convolution", "dot")
 TELLING = (
     *PRODUCTS,
@@ -24,13 +29,17 @@ TELLING = (
 
 
 class Work(NamedTuple):
-    """Steps that are alike: how many, what they do, the shape that comes out, whence, and cycles of all together."""
+    """Steps that are alike: how many, what they do, the shape that comes out, whence.
+
+    `cycles` are of all together, 0 where the compiler has no estimate; `bytes` what all read and write.
+    """
 
     times: int
     what: str
     shape: str
     source: str
     cycles: int
+    bytes: int
 
 
 class Loop(NamedTuple):
@@ -55,12 +64,15 @@ class Collective(NamedTuple):
 class Report(NamedTuple):
     """What there is to know of a program.
 
-    `cycles` are estimates, summed, with one turn of each loop; `product_cycles` are those of convolutions and matrix
-    products, with what is fused to them.
+    All sums are with one turn of each loop. `cycles` are a TPU's compiler's estimates, `product_cycles` those of
+    convolutions and matrix products with what is fused to them; both are 0 for other devices. `launches` are the steps
+    that do something, on a GPU kernels; `bytes` is what they read and write, without regard for caches.
     """
 
     cycles: int
     product_cycles: int
+    launches: int
+    bytes: int
     slowest: tuple[Work, ...]
     not_estimated: tuple[Work, ...]
     loops: tuple[Loop, ...]
@@ -69,17 +81,23 @@ class Report(NamedTuple):
 
 
 def report(text: str, *, most: int = 10) -> Report:
-    """The report on the text of a compiled program, with at most so many rows of slow steps."""
+    """The report on the text of a compiled program, with at most so many rows of slow steps.
+
+    The slowest are those of most cycles; where the compiler estimates none, those that move most.
+    """
     module = parse(text)
     works = alike(module)
     estimated = sorted((work for work in works if work.cycles), key=lambda work: -work.cycles)
+    moving = sorted((work for work in works if work.bytes), key=lambda work: -work.bytes)
     silent = [work for work in works if not work.cycles and set(_kinds(work)) & set(NOT_ESTIMATED)]
     silent.sort(key=lambda work: -work.times * size_in_bytes(work.shape))
     return Report(
         cycles=sum(work.cycles for work in works),
         product_cycles=sum(work.cycles for work in works if set(_kinds(work)) & set(PRODUCTS)),
-        slowest=tuple(estimated[:most]),
-        not_estimated=tuple(silent[:most]),
+        launches=sum(work.times for work in moving),
+        bytes=sum(work.bytes for work in moving),
+        slowest=tuple((estimated or moving)[:most]),
+        not_estimated=tuple(silent[:most]) if estimated else (),
         loops=loops(module),
         collectives=collectives(module),
         host_calls=host_calls(module),
@@ -95,23 +113,29 @@ def warnings_of(found: Report) -> list[str]:
     return scatters + waits
 
 
-def lines_of(works: tuple[Work, ...], *, cycles: int) -> list[str]:
-    """Steps as lines to print in columns, those with an estimate with their share of so many cycles."""
+def lines_of(found: Report) -> list[str]:
+    """The slowest steps as lines to print in columns, each with its share of all cycles, or else of all bytes."""
     lines = []
-    for work in works:
-        estimate = f"{work.cycles:,}  {work.cycles / cycles:5.1%}" if work.cycles else "?"
+    for work in found.slowest + found.not_estimated:
+        if found.cycles:
+            estimate = f"{work.cycles:,}  {work.cycles / found.cycles:5.1%}" if work.cycles else "?"
+        else:
+            estimate = f"{work.bytes / 1e6:,.0f} MB  {work.bytes / found.bytes:5.1%}"
         lines.append(f"{estimate:>20}  {work.times:>3} times  {work.what:<28}  {work.shape:<26}  {work.source}")
     return lines
 
 
 def alike(module: Module) -> list[Work]:
     """All steps, those together that do the same to the same shape for the same line of the source."""
-    found: dict[tuple[str, str, str], tuple[int, int]] = {}
-    for step in steps(module):
-        key = _what(module, step.instruction), step.instruction.shape, source(module, step.instruction)
-        count, total = found.get(key, (0, 0))
-        found[key] = count + 1, total + (cycles(step.instruction) or 0)
-    return [Work(count, *key, total) for key, (count, total) in found.items()]
+    sizes = {each.name: size_in_bytes(each.shape) for lines in module.computations.values() for each in lines}
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for instruction, _ in steps(module):
+        key = _what(module, instruction), instruction.shape, source(module, instruction)
+        moved = 0 if instruction.opcode in NOTHING_DONE else sum(sizes.get(name, 0) for name in _touched(instruction))
+        sums = found.setdefault(key, [0, 0, 0])
+        for place, number in enumerate((1, cycles(instruction) or 0, moved)):
+            sums[place] += number
+    return [Work(count, *key, total, moved) for key, (count, total, moved) in found.items()]
 
 
 def loops(module: Module) -> tuple[Loop, ...]:
@@ -144,12 +168,16 @@ def host_calls(module: Module) -> tuple[str, ...]:
     """Where the device waits for the host, or the host for it: callbacks, infeeds, sends and receives."""
     found = []
     for instruction in (each for lines in module.computations.values() for each in lines):
-        target = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
-        called = instruction.opcode == "custom-call" and target is not None and "callback" in target[1]
+        called = "callback" in _target(instruction)
         sent = instruction.opcode in ("send", "recv") and "is_host_transfer=true" in instruction.rest
         if called or sent or instruction.opcode in ("infeed", "outfeed"):
             found.append(f"{instruction.opcode} of {instruction.shape} for {source(module, instruction)}")
     return tuple(found)
+
+
+def _touched(instruction: Instruction) -> list[str]:
+    """The arrays that a step reads, and the one that it writes."""
+    return [instruction.name, *operands(instruction)]
 
 
 def _collective(instruction: Instruction) -> str | None:
@@ -162,7 +190,15 @@ def _kinds(work: Work) -> list[str]:
     return re.split("[:,] ", work.what)
 
 
+def _target(instruction: Instruction) -> str:
+    """What a custom call calls; nothing for other instructions."""
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
+    return found[1] if found and instruction.opcode == "custom-call" else ""
+
+
 def _what(module: Module, instruction: Instruction) -> str:
+    if target := _target(instruction):
+        return f"{instruction.opcode}: {target.strip('_').replace('$', ' ')}"
     if instruction.opcode != "fusion":
         return instruction.opcode
     held = {each.opcode for each in inside(module, instruction)}

@@ -10,19 +10,23 @@ import pytest
 
 from rtdetrv2_jax.compilation import compiler_options
 from rtdetrv2_jax.sharding import data_mesh
-from train import compile_check
-from train.compile_check import Compiled, Memory, TopologyError, add_arguments, batch_shapes, faults_of, run, sides_of
+from train import compile_check, topology
+from train.compile_check import add_arguments, batch_shapes, compile_step, recipe_of, run, sides_of
+from train.compiled import Compiled, Memory, faults_of
 from train.hlo_report import Collective, Loop, Report, Work
 from train.recipe import RecipeError
 from train.recipes import coco_r50, debug
 from train.step import program
+from train.topology import TopologyError, topology_mesh
 
 GIB = 2**30
 REPORT = Report(
     cycles=1000,
     product_cycles=900,
-    slowest=(Work(6, "fusion: dot", "f32[8,4]", "forward dot_general step.py:12 train_step", 900),),
-    not_estimated=(Work(1, "fusion: scatter", "f32[8,4]", "backward scatter step.py:12 train_step", 0),),
+    launches=7,
+    bytes=6_000_000_000,
+    slowest=(Work(6, "fusion: dot", "f32[8,4]", "forward dot_general step.py:12 train_step", 900, 0),),
+    not_estimated=(Work(1, "fusion: scatter", "f32[8,4]", "backward scatter step.py:12 train_step", 0, 0),),
     loops=(Loop(1, "forward while", "f32[8,4]", 0, 0),),
     collectives=(Collective("all-reduce", False, 3, 4_000_000),),
     host_calls=(),
@@ -77,6 +81,18 @@ def test_a_step_that_fits_passes_and_is_described(without_compiling, capsys):
     assert "fails" not in said
 
 
+def test_of_a_gpu_the_kernels_and_what_they_move_are_told(without_compiling, capsys):
+    moving = REPORT.slowest[0]._replace(cycles=0, bytes=3_000_000_000)
+    found = REPORT._replace(cycles=0, product_cycles=0, slowest=(moving,), not_estimated=())
+    without_compiling[0] = COMPILED._replace(flops=None, report=found)
+    assert run(parsed("--recipe", "debug", "--topology", "h200")) == 0
+    said = capsys.readouterr().out
+    for part in ("6.0 GB accessed by 7 kernels (loops once)", "moves most:", "3,000 MB  50.0%    6 times  fusion: dot"):
+        assert part in said
+    assert "TFLOP" not in said
+    assert "cycles" not in said
+
+
 def test_every_size_of_a_recipe_is_compiled_unless_some_are_named(without_compiling, capsys):
     assert run(parsed("--recipe", "coco_r50", "--batch-per-chip", "2")) == 0
     assert capsys.readouterr().out.count("coco_r50 at") == len(coco_r50().all_sides())
@@ -113,7 +129,7 @@ def test_on_chips_of_an_unknown_kind_only_the_compiler_knows_the_limit():
 
 
 def test_the_batch_is_that_of_all_chips_and_fields_can_be_changed(without_compiling):
-    recipe = compile_check.recipe_of(parsed("--recipe", "coco_r50", **{"batches.epochs": "9"}), devices=4)
+    recipe = recipe_of(parsed("--recipe", "coco_r50", **{"batches.epochs": "9"}), devices=4)
     assert (recipe.batches.size, recipe.batches.epochs) == (64, 9)
     with pytest.raises(RecipeError, match="--batch-per-chip"):
         run(parsed("--recipe", "coco_r50", **{"batches.size": "8"}))
@@ -141,22 +157,55 @@ def chips():
     """Four chips that are not there."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs libtpu, which the tpu extra brings")
-    return compile_check.topology_mesh("v5e:2x2")
+    return topology_mesh("v5e:2x2")
 
 
 def test_a_machine_without_libtpu_is_told_what_to_install(monkeypatch):
     def missing(**_):
         raise RuntimeError("no TPU support")
 
-    monkeypatch.setattr(compile_check.topologies, "get_topology_desc", missing)
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", missing)
     with pytest.raises(TopologyError, match=r"takes libtpu: pip install -e '\.\[tpu\]'"):
-        compile_check.topology_mesh("v5e:2x2")
+        topology_mesh("v5e:2x2")
+
+
+def test_a_machine_without_the_cuda_plugin_is_told_what_to_install(monkeypatch):
+    asked = []
+
+    def missing(**options):
+        asked.append(options)
+        raise NotImplementedError("no CUDA here")
+
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", missing)
+    for name in ("h100:8", "a100"):
+        with pytest.raises(TopologyError, match=r"its CUDA plugin: pip install -e '\.\[cuda\]' \(no CUDA here\)"):
+            topology_mesh(name)
+    assert [(each["platform"], each["topology"]) for each in asked] == [("cuda", "1x1x8"), ("cuda", "1x1x1")]
+    assert 'device_description_str: "NVIDIA H100"' in asked[0]["target_config"]
+    for name in ("h100:2x2", "h200:0"):
+        with pytest.raises(TopologyError, match="says no number of GPUs"):
+            topology_mesh(name)
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_gpus_that_are_not_there(tiny_config):
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("needs JAX's CUDA plugin, which the cuda extra brings")
+    tiny = dataclasses.replace(tiny_config, decoder=dataclasses.replace(tiny_config.decoder, denoising=8))
+    batches = dataclasses.replace(debug().batches, size=8, side=64)
+    made = program(dataclasses.replace(debug(), model=tiny, batches=batches, dtype="bfloat16"), steps_per_epoch=10)
+    compiled = compile_step(made, topology_mesh("h200:2"), side=64, slots=16)
+    assert faults_of(compiled) == []
+    assert compiled.memory.needed < compiled.memory.limit == 139 * GIB
+    assert [loop.largest for loop in compiled.report.loops] == ["f32[3,4,16,20]"]  # the assignment's, and no other
+    assert "all-reduce" in {each.kind for each in compiled.report.collectives}
+    assert compiled.report.launches > 500
 
 
 @pytest.mark.tpu_aot
 def test_devices_that_nobody_makes_are_refused(chips):
     with pytest.raises(TopologyError, match="no devices are called 'v9:2x2': give a kind and a grid"):
-        compile_check.topology_mesh("v9:2x2")
+        topology_mesh("v9:2x2")
 
 
 @pytest.mark.tpu_aot
@@ -164,7 +213,7 @@ def test_a_tiny_step_compiles_for_four_chips_without_a_loop_around_a_scatter(chi
     tiny = dataclasses.replace(tiny_config, decoder=dataclasses.replace(tiny_config.decoder, denoising=8))
     batches = dataclasses.replace(debug().batches, size=8, side=64)
     made = program(dataclasses.replace(debug(), model=tiny, batches=batches, dtype="bfloat16"), steps_per_epoch=10)
-    compiled = compile_check.compile_step(made, chips, side=64, slots=16)
+    compiled = compile_step(made, chips, side=64, slots=16)
     assert faults_of(compiled) == []
     assert compiled.memory.needed < compiled.memory.limit == int(15.75 * GIB)
     assert compiled.memory.aliased > 0.9 * compiled.memory.outputs  # the old state is given up to the new one

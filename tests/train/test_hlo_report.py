@@ -1,9 +1,11 @@
 """What is read out of a compiled program's text, on programs of a few lines."""
 
+import re
+
 import pytest
 
 from train.hlo import arrays, inside, parse, size_in_bytes, steps
-from train.hlo_report import Collective, Loop, Work, report, warnings_of
+from train.hlo_report import Collective, Loop, Work, lines_of, report, warnings_of
 
 FRAMES = """
 FileNames
@@ -148,16 +150,30 @@ def test_steps_that_are_alike_are_one_row_and_the_slowest_row_is_first():
     found = report(FUSIONS)
     first, second = found.slowest
     # The layer's own file says nothing of where it is used: the line that called it does.
-    assert first == Work(2, "fusion: dot", "bf16[8,4]", "forward dot_general step.py:12 train_step", 1200)
-    assert second == Work(1, "copy", "f32[8,4]", "what the compiler added", 90)
+    assert first == Work(2, "fusion: dot", "bf16[8,4]", "forward dot_general step.py:12 train_step", 1200, 256)
+    assert second == Work(1, "copy", "f32[8,4]", "what the compiler added", 90, 256)
     assert found.cycles == 1290
     assert found.product_cycles == 1200
     assert report(FUSIONS, most=1).slowest == (first,)
 
 
+def test_where_no_cycles_are_estimated_the_row_that_moves_most_is_first():
+    found = report(re.sub(r'"estimated_cycles":"\d+"', "", FUSIONS))
+    assert [(work.what, work.bytes) for work in found.slowest] == [
+        ("all-gather", 640),
+        ("fusion: dot", 256),
+        ("copy", 256),
+        ("fusion: scatter", 192),
+    ]
+    assert (found.cycles, found.launches, found.bytes, found.not_estimated) == (0, 5, 1344, ())
+    assert lines_of(found)[1].split()[:5] == ["0", "MB", "19.0%", "2", "times"]
+    text = entry('%c = (f32[8], u8[0]) custom-call(%x), custom_call_target="__cudnn$convForward"')
+    assert report(text).slowest[0].what == "custom-call: cudnn convForward"
+
+
 def test_scatters_without_an_estimate_are_listed_and_an_exchange_is_not_taken_for_a_gather():
     (scatter,) = report(FUSIONS).not_estimated
-    assert scatter == Work(1, "fusion: scatter", "f32[8,4]", "backward scatter step.py:12 train_step", 0)
+    assert scatter == Work(1, "fusion: scatter", "f32[8,4]", "backward scatter step.py:12 train_step", 0, 192)
 
 
 def test_exchanges_are_counted_with_their_bytes_and_those_in_loops_apart():
