@@ -111,13 +111,17 @@ def compiled_step(figure: Row) -> dict[str, str]:
         "chips": figure["topology"],
         "images a chip": str(figure["batch_per_chip"]),
         **_counted(figure),
-        "exchanged, MB": number(moved / 1e6),
+        **({"exchanged, MB": number(moved / 1e6)} if moved else {}),
     }
 
 
 def compiled_detection(figure: Row) -> dict[str, str]:
     """What detecting in a batch takes of a chip, as its compiler counts it."""
-    return {"chip": figure["topology"].partition(":")[0]} | _counted(figure)
+    row = {"chip": figure["topology"].partition(":")[0]} | _counted(figure)
+    if "floor_ms" in figure:
+        most = 1000 * figure["batch"] / figure["floor_ms"]
+        row |= {"at least, ms": number(figure["floor_ms"]), "images a second, at most": number(most)}
+    return row
 
 
 ROWS = {
@@ -141,13 +145,16 @@ def number(value: float) -> str:
 
 
 def _counted(figure: Row) -> dict[str, str]:
-    return {
+    """Compilers count operations for TPUs, and estimate cycles; for GPUs kernels are counted."""
+    row = {
         "memory, GiB": f"{figure['memory'] / 2**30:.1f} of {figure['memory_limit'] / 2**30:.1f}",
-        "TFLOP": number(figure["flops"] / 1e12),
+        **({"TFLOP": number(figure["flops"] / 1e12)} if figure["flops"] else {}),
         "accessed, GB": number(figure["bytes_accessed"] / 1e9),
-        "million cycles": number(figure["cycles"] / 1e6),
-        "with products": f"{figure['product_cycles'] / figure['cycles']:.0%}",
     }
+    if not figure["cycles"]:
+        return row | {"kernels": f"{figure['launches']:,}"}
+    share = f"{figure['product_cycles'] / figure['cycles']:.0%}"
+    return row | {"million cycles": number(figure["cycles"] / 1e6), "with products": share}
 
 
 def _ratio(figure: Row, figures: Sequence[Row], time: str | None) -> dict[str, str]:

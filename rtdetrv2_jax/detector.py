@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,8 @@ DEFAULT_THRESHOLD = 0.5
 
 # An exported `detect` can be saved only if what it gives has a name.
 jax.export.register_namedtuple_serialization(Detections, serialized_name="rtdetrv2_jax.arrays.Detections")
-_READERS = 4
+_READERS = max(4, os.cpu_count() or 1)
+"""Threads that read images; they wait for each other little, since decoding and resizing run outside Python."""
 
 
 def detect(

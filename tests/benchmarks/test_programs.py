@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import benchmarks
-from benchmarks import assignment, gpu, input, merge
+from benchmarks import assignment, compiled, gpu, input, merge
 from benchmarks.matching import matching_milliseconds
 from rtdetrv2_jax.data import open_dataset
 from rtdetrv2_jax.data.synthetic import SyntheticDataset
@@ -17,7 +17,7 @@ from rtdetrv2_jax.data.synthetic import SyntheticDataset
 ROOT = Path(benchmarks.__file__).parents[1]
 
 
-@pytest.mark.parametrize("program", [assignment, gpu, input, merge])
+@pytest.mark.parametrize("program", [assignment, compiled, gpu, input, merge])
 def test_a_program_tells_how_it_is_used(program, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main(["--help"])

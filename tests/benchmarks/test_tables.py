@@ -62,6 +62,7 @@ COUNTED = {
     "product_cycles": 120e6,
     "collectives": [{"kind": "all-reduce", "in_loop": False, "times": 2, "bytes": 41e6}],
 }
+ON_GPU = {"topology": "h200", "cycles": 0, "product_cycles": 0, "launches": 1234}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,16 @@ COUNTED = {
             "| coco_r18 | v5e:2x2 | 16 | 2.0 of 16.0 | 4.00 | 70.0 | 160 | 75% | 41.0 |",
         ),
         ("compiled detection", COUNTED | {"batch": 1}, "| v5e | 2.0 of 16.0 | 4.00 | 70.0 | 160 | 75% |"),
+        (
+            "compiled detection",
+            COUNTED | ON_GPU | {"batch": 32, "floor_ms": 4.0},
+            "| h200 | 2.0 of 16.0 | 4.00 | 70.0 | 1,234 | 4.00 | 8000 |",
+        ),
+        (
+            "compiled step",
+            COUNTED | ON_GPU | {"recipe": "coco_r18", "flops": None, "collectives": []},
+            "| coco_r18 | h200 | 16 | 2.0 of 16.0 | 70.0 | 1,234 |",
+        ),
     ],
 )
 def test_every_sort_of_measurement_has_a_table(what, figure, row):
