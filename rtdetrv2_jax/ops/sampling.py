@@ -123,12 +123,13 @@ def discrete_cells(locations: Float[Array, "b q n p 2"], weights: Float[Array, "
 def read_gathered(values: Float[Array, "b s n e"], cells: Cells) -> Float[Array, "b q n e"]:
     """One gather of all cells, then a sum: the plain definition.
 
-    What is read becomes float32 before it is read, so that gradients are summed in float32 where reads meet.
+    What is read becomes float32 before it is read, so that gradients are summed in float32 where reads meet. The sum is
+    written as one, and not as a product of matrices, whose gradient would first be a table of what each cell gets.
     """
     batch = jnp.arange(values.shape[0])[:, None, None, None]
     head = jnp.arange(values.shape[2])[:, None]
     read = values.astype(jnp.float32)[batch, cells.tokens, head]
-    return jnp.einsum("bqnr,bqnre->bqne", cells.shares, read).astype(values.dtype)
+    return jnp.sum(cells.shares[..., None] * read, axis=-2).astype(values.dtype)
 
 
 @jax.custom_vjp
