@@ -10,8 +10,8 @@ from rtdetrv2_jax.arrays import Sizes
 from rtdetrv2_jax.model.backbone import ResNet, Shortcut
 from rtdetrv2_jax.model.decoder import Decoder, DecoderLayer
 from rtdetrv2_jax.model.deformable_attention import DeformableAttention
-from rtdetrv2_jax.model.fuse import FoldedEntrance, FoldedFusion
-from rtdetrv2_jax.model.hybrid_encoder import AIFI, FusionBlock, HybridEncoder
+from rtdetrv2_jax.model.fuse import FoldedEntrance, FoldedFusion, UpsampledConvolution
+from rtdetrv2_jax.model.hybrid_encoder import AIFI, FusionBlock, HybridEncoder, upsample
 from rtdetrv2_jax.model.layers import ConvNorm
 from rtdetrv2_jax.model.query_selection import QuerySelection
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
@@ -127,8 +127,11 @@ def fusion(carried: Var, level: Var, module: FusionBlock | FoldedFusion) -> Var:
 def entrance(carried: Var, level: Var, module: ConvNorm | FoldedEntrance) -> Var:
     """Two levels, convolved together."""
     module = expected(FoldedEntrance, module)
-    resized = activated(convolution(carried, module.carried), module.resize)
-    return activated(op.add(resized, convolution(level, module.level, module.bias[...])), module.activation)
+    if isinstance(module.carried, UpsampledConvolution):
+        carried = activated(convolution(carried, module.carried.conv), upsample)
+    else:
+        carried = convolution(carried, module.carried)
+    return activated(op.add(carried, convolution(level, module.level, module.bias[...])), module.activation)
 
 
 def selection(module: QuerySelection, memory: list[Var]) -> tuple[Var, Var]:

@@ -10,7 +10,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 from rtdetrv2_jax.model.backbone import BasicBlock, BottleneckBlock, Shortcut, residual
-from rtdetrv2_jax.model.hybrid_encoder import FusionBlock, RepVGGBlock, merge
+from rtdetrv2_jax.model.hybrid_encoder import FusionBlock, RepVGGBlock, merge, upsample
 from rtdetrv2_jax.model.layers import Activation, ConvBias, ConvNorm, Convolution, identity
 from rtdetrv2_jax.model.rtdetrv2 import RTDETRv2
 from rtdetrv2_jax.model.winograd import WinogradConvolution, pays_as_winograd
@@ -114,15 +114,44 @@ class FoldedEntrance(nnx.Module):
         folded = fold(layer)
         kernel = folded.conv.kernel[...]
         half = kernel.shape[2] // 2
-        self.resize, self.activation = resize, folded.activation
-        self.carried, self.level = folded.conv, nnx.clone(folded.conv)
-        self.carried.kernel, self.level.kernel = nnx.Param(kernel[:, :, :half]), nnx.Param(kernel[:, :, half:])
-        self.bias = folded.bias
+        carried, self.level = folded.conv, nnx.clone(folded.conv)
+        carried.kernel, self.level.kernel = nnx.Param(kernel[:, :, :half]), nnx.Param(kernel[:, :, half:])
+        self.carried = UpsampledConvolution(carried) if resize is upsample else carried
+        self.bias, self.activation = folded.bias, folded.activation
 
     def __call__(self, carried: Float[Array, "b _h _w d"], level: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
         """The two maps, convolved together."""
-        x = self.resize(self.carried(carried)) + self.level(level)
+        x = self.carried(carried) + self.level(level)
         return self.activation(x + self.bias[...].astype(x.dtype))
+
+
+class UpsampledConvolution(nnx.Module):
+    """A 1x1 convolution, and every pixel of its result four times, as a square."""
+
+    def __init__(self, conv: Convolution) -> None:
+        self.conv = conv
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w c"]:
+        """`x`, convolved, at twice its size."""
+        return jax.lax.platform_dependent(x, self.conv, tpu=upsampled_by_transposition, default=upsampled_by_repetition)
+
+
+def upsampled_by_repetition(x: Float[Array, "b h w d"], conv: Convolution) -> Float[Array, "b 2*h 2*w c"]:
+    """The plain definition."""
+    return upsample(conv(x))
+
+
+def upsampled_by_transposition(x: Float[Array, "b h w d"], conv: Convolution) -> Float[Array, "b 2*h 2*w c"]:
+    """The same as a transposed convolution by a 2x2 kernel of one matrix: a TPU repeats pixels slowly."""
+    matrix = conv.kernel[...].astype(conv.dtype)
+    return jax.lax.conv_general_dilated(
+        x.astype(conv.dtype),
+        jnp.broadcast_to(matrix, (2, 2, *matrix.shape[2:])),
+        (1, 1),
+        ((1, 1), (1, 1)),
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def _fastest(model: RTDETRv2) -> Convolving:

@@ -13,8 +13,8 @@ from rtdetrv2_jax.arrays import Denoising
 from rtdetrv2_jax.config import RELEASED, named
 from rtdetrv2_jax.model.backbone import average_pool, max_pool
 from rtdetrv2_jax.model.decoder import Decoder
-from rtdetrv2_jax.model.fuse import fuse
-from rtdetrv2_jax.model.layers import BatchNorm, FrozenBatchNorm
+from rtdetrv2_jax.model.fuse import fuse, upsampled_by_repetition, upsampled_by_transposition
+from rtdetrv2_jax.model.layers import BatchNorm, Convolution, FrozenBatchNorm, fan_in_uniform
 from rtdetrv2_jax.model.rtdetrv2 import ImageSizeError, abstract_model
 from rtdetrv2_jax.weights.untrained import untrained_model
 
@@ -80,6 +80,14 @@ def test_a_fused_model_holds_its_weights_in_the_type_that_it_computes_in(tiny_co
     converted = [each for each in program.eqns if each.primitive.name == "convert_element_type"]
     assert len(weights) > 50
     assert not [each for each in converted if id(each.invars[0]) in weights]
+
+
+def test_upsampling_by_a_transposed_convolution_repeats_pixels():
+    conv = Convolution(3, 5, kernel=1, stride=1, kernel_init=fan_in_uniform, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = images_of((2, 4, 6, 3))
+    one, other = (form(x, conv) for form in (upsampled_by_repetition, upsampled_by_transposition))
+    assert one.shape == (2, 8, 12, 5)
+    np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-6)
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_model):
