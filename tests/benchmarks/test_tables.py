@@ -87,7 +87,7 @@ ON_GPU = {"topology": "h200", "cycles": 0, "product_cycles": 0, "launches": 1234
         ("compiled detection", COUNTED | {"batch": 1}, "| v5e | 2.0 of 16.0 | 4.00 | 70.0 | 160 | 75% |"),
         (
             "compiled detection",
-            COUNTED | ON_GPU | {"batch": 32, "floor_ms": 4.0},
+            COUNTED | ON_GPU | {"batch": 32, "full_speed_ms": 4.0},
             "| h200 | 2.0 of 16.0 | 4.00 | 70.0 | 1,234 | 4.00 | 8000 |",
         ),
         (
